@@ -1,0 +1,13 @@
+"""keras_neuralde: differential equations inside Keras models."""
+
+from keras_neuralde import layers as layers
+from keras_neuralde import solvers as solvers
+from keras_neuralde.layers import NeuralODE as NeuralODE
+from keras_neuralde.problems import ODEProblem as ODEProblem
+from keras_neuralde.solution import Solution as Solution
+from keras_neuralde.solution import SolveError as SolveError
+from keras_neuralde.solution import Stats as Stats
+from keras_neuralde.solution import Status as Status
+from keras_neuralde.solve import solve as solve
+
+__version__ = "0.1.0.dev0"

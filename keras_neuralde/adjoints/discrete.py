@@ -1,0 +1,396 @@
+"""The discrete adjoint: the exact gradient of the numbers that the loop computed.
+
+The accepted step sizes are held fixed, as in every discretise-then-optimise gradient. Steps are
+walked backwards one turn of the loop at a time, all rows together; a rejected or resting turn has
+length zero, so that its vector-Jacobian product is the identity and no masks are needed.
+
+Memory is bounded. The forward pass keeps the carry at the start of segments in `checkpoints`
+slots; when they are full, every second one is dropped and the spacing doubles. The backward pass
+reruns one segment at a time from the nearest slot, leaving further carries in the slots that have
+become free, and replays the decisions (accept or reject) that the forward pass took.
+"""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from keras_neuralde.integrate import (
+    STATUS,
+    Carry,
+    Outcome,
+    Ring,
+    any_running,
+    empty_ring,
+    finish,
+    first_outputs,
+    flush,
+    run_segment,
+    start,
+    write,
+)
+from keras_neuralde.solution import Status
+
+_BITS = 16
+
+
+class Trail(NamedTuple):
+    """What the backward pass needs of the forward one.
+
+    Attributes:
+        ring: the records of the last segment.
+        turns: the valid records in it.
+        segments: how many segments there were.
+        slots: carries at segment starts, `(checkpoints + 1, ...)`; the last one is scratch.
+        decisions: accept bits of the segments that start at a slot.
+        stride: segments between slots.
+    """
+
+    ring: Ring
+    turns: tf.Tensor
+    segments: tf.Tensor
+    slots: Carry
+    decisions: tf.Tensor
+    stride: tf.Tensor
+
+
+def solve_discrete(plan, field, y0, terms, checkpoints, time_gradient):
+    """Integrates with the discrete adjoint as its gradient.
+
+    Args:
+        plan: the `Plan`; `save_slopes` must equal `time_gradient` when there are save points.
+        field: the `Field`.
+        y0: `(rows, width)`.
+        terms: the `Terms`.
+        checkpoints: how many slots to keep.
+        time_gradient: whether gradients with respect to the times are wanted.
+
+    Returns:
+        `(y, control)` as in `Outcome`; differentiable in y0, the times, the field's parameters,
+        captured tensors and variables.
+    """
+    has_saves = plan.saves
+    saves = terms.saves if has_saves else tf.zeros((0, 1), y0.dtype)
+
+    @tf.custom_gradient
+    def solve(y0, t0, t_end, saves, *theta):
+        bound = terms._replace(t0=t0, t_end=t_end, saves=saves if has_saves else None)
+        forward = _forward(plan, field.bind(theta), y0, bound, checkpoints)
+        # Under a persistent tape TensorFlow would differentiate what the backward pass reads.
+        outcome, trail = tf.nest.map_structure(tf.stop_gradient, forward)
+
+        def gradient(y_bar, _, variables=None):
+            failed = outcome.control[STATUS] != float(Status.SUCCESS)
+            y_bar = tf.where(failed[:, None], tf.zeros_like(y_bar), y_bar)
+            backward = _Backward(plan, field, bound, checkpoints, time_gradient)
+            bars = _first_order_only(backward)(trail, outcome, y_bar, theta)
+            t0_bar, t_end_bar, saves_bar, y0_bar, theta_bar, variables_bar = bars
+            inputs = [y0_bar, t0_bar, t_end_bar, saves_bar, *theta_bar]
+            if variables is None:
+                return inputs
+            by_id = {id(v): bar for v, bar in zip(field.variables, variables_bar, strict=True)}
+            return inputs, [by_id.get(id(v)) for v in variables]
+
+        return (outcome.y, tf.stop_gradient(outcome.control)), gradient
+
+    y, control = solve(y0, terms.t0, terms.t_end, saves, *field.theta)
+    return y, control
+
+
+def _forward(plan, g, y0, terms, checkpoints):
+    """The integration, leaving a `Trail`."""
+    carry = start(plan, g, y0, terms)
+    ring = empty_ring(plan, carry, plan.segment)
+    outputs = first_outputs(plan, y0, terms) if plan.saves else ()
+    slots = tf.nest.map_structure(
+        lambda leaf: tf.zeros(tf.concat([[checkpoints + 1], tf.shape(leaf)], 0), leaf.dtype), carry
+    )
+    words = -(-plan.segment // _BITS)
+    decisions = tf.zeros((checkpoints + 1, words, tf.shape(y0)[0]), tf.int32)
+    zero = tf.constant(0)
+    trail = Trail(ring, zero, zero, slots, decisions, tf.constant(1))
+
+    def turn_segment(carry, trail, outputs):
+        trail = _make_room(trail, checkpoints)
+        due = trail.segments % trail.stride == 0
+        slot = tf.where(due, trail.segments // trail.stride, checkpoints)
+        slots = tf.nest.map_structure(lambda b, v: write(b, slot, v), trail.slots, carry)
+        carry, ring, turns = run_segment(plan, g, terms, carry, trail.ring)
+        if plan.saves:
+            outputs = flush(plan, terms, ring, turns, outputs)
+        decisions = write(trail.decisions, slot, _pack_decisions(ring, turns, words))
+        trail = Trail(ring, turns, trail.segments + 1, slots, decisions, trail.stride)
+        return carry, trail, outputs
+
+    carry, trail, outputs = tf.while_loop(
+        lambda carry, *_: any_running(carry.control), turn_segment, (carry, trail, outputs)
+    )
+    return finish(plan, carry, outputs), trail
+
+
+def _make_room(trail, checkpoints):
+    """Drops every second slot when the next segment would need one too many."""
+    if checkpoints == 1:
+        # One slot only: it stays at the start, whatever the number of segments.
+        return trail._replace(stride=tf.maximum(trail.stride, trail.segments + 1))
+    full = trail.segments >= checkpoints * trail.stride
+    kept = tf.minimum(2 * tf.range(checkpoints + 1), checkpoints)
+
+    def thin():
+        return tf.nest.map_structure(
+            lambda buffer: tf.gather(buffer, kept), (trail.slots, trail.decisions)
+        )
+
+    slots, decisions = tf.cond(full, thin, lambda: (trail.slots, trail.decisions))
+    return trail._replace(
+        slots=slots, decisions=decisions, stride=tf.where(full, 2 * trail.stride, trail.stride)
+    )
+
+
+def _pack_decisions(ring, turns, words):
+    """The accept decisions of a segment as bits, `(words, rows)`."""
+    size = ring.times.shape[0]
+    accepted = tf.not_equal(ring.times[:, 0], ring.times[:, 1])
+    accepted &= tf.range(size)[:, None] < turns
+    accepted = tf.pad(tf.cast(accepted, tf.int32), [[0, words * _BITS - size], [0, 0]])
+    bits = tf.reshape(accepted, (words, _BITS, -1)) * (2 ** tf.range(_BITS))[:, None]
+    return tf.reduce_sum(bits, axis=1)
+
+
+def _unpack_decisions(bits, size):
+    """The inverse of `_pack_decisions`, `(size, rows)` booleans."""
+    shifted = bits[:, None, :] // (2 ** tf.range(_BITS))[:, None]
+    flags = tf.reshape(shifted % 2, (bits.shape[0] * _BITS, -1))
+    return tf.equal(flags[:size], 1)
+
+
+class _Backward:
+    """The backward pass, as one callable from cotangents to cotangents."""
+
+    def __init__(self, plan, field, terms, checkpoints, time_gradient):
+        self.plan = plan
+        self.field = field
+        self.terms = terms
+        self.checkpoints = checkpoints
+        self.time_gradient = time_gradient
+
+    def __call__(self, trail, outcome, y_bar, theta):
+        plan, terms, field = self.plan, self.terms, self.field
+        saves_bar = save_rate = None
+        if plan.saves:
+            # A saved value moves with its time at the interpolant's slope.
+            y_bar = tf.where(tf.math.is_finite(outcome.y), y_bar, tf.zeros_like(y_bar))
+            if self.time_gradient:
+                save_rate = tf.reduce_sum(y_bar * outcome.slopes, axis=-1)
+                saves_bar = save_rate
+                if terms.saves.shape[1] == 1 and y_bar.shape[1] != 1:
+                    saves_bar = tf.reduce_sum(saves_bar, axis=1, keepdims=True)
+        zeros = tf.zeros_like(terms.t0)
+        walk = _Walk(
+            y_bar=tf.zeros_like(y_bar[0]) if plan.saves else y_bar,
+            t_bar=zeros,
+            t_end_bar=zeros,
+            theta_bar=[tf.zeros_like(tensor) for tensor in theta],
+            variables_bar=[tf.zeros_like(variable) for variable in field.variables],
+            save=self._last_save(outcome) if plan.saves else tf.zeros_like(zeros, tf.int32),
+        )
+        last = trail.segments - 1
+        positions = tf.range(self.checkpoints + 1) * trail.stride
+        top = last // trail.stride
+
+        def more(segment, *_):
+            return segment >= 0
+
+        def one_segment(segment, slots, positions, top, ring, turns, walk):
+            state = self._restore(trail, segment, last, slots, positions, top, ring, turns, theta)
+            slots, positions, top, ring, turns = state
+            walk = self._walk_back(ring, turns, walk, theta, y_bar, save_rate)
+            return segment - 1, slots, positions, top, ring, turns, walk
+
+        loop = (last, trail.slots, positions, top, trail.ring, trail.turns, walk)
+        walk = tf.while_loop(more, one_segment, loop)[-1]
+
+        y0_bar = walk.y_bar
+        if plan.saves:
+            at_start = terms.direction * terms.saves <= terms.direction * terms.t0
+            y0_bar += tf.reduce_sum(tf.where(at_start[:, :, None], y_bar, 0.0), axis=0)
+        if saves_bar is None:
+            saves_bar = tf.zeros_like(terms.saves) if plan.saves else tf.zeros((0, 1), y0_bar.dtype)
+        return (
+            walk.t_bar,
+            walk.t_end_bar,
+            saves_bar,
+            y0_bar,
+            list(walk.theta_bar),
+            list(walk.variables_bar),
+        )
+
+    def _last_save(self, outcome):
+        """Per row, the index of its last save point (NaN pads come after it)."""
+        present = tf.math.is_finite(self.terms.saves + tf.zeros_like(self.terms.t0))
+        return tf.reduce_sum(tf.cast(present, tf.int32), axis=0) - 1
+
+    def _restore(self, trail, segment, last, slots, positions, top, ring, turns, theta):
+        """Puts the records of `segment` into the ring, rerunning from the nearest slot."""
+        plan, checkpoints = self.plan, self.checkpoints
+        g = self.field.bind(theta)
+        top = _top_slot(positions, top, segment)
+        first = tf.where(segment == last, segment + 1, tf.gather(positions, top))
+        gap = segment - tf.gather(positions, top)
+        spacing = tf.maximum(1, -(-gap // tf.maximum(1, checkpoints - 1 - top)))
+        carry = tf.nest.map_structure(lambda buffer: tf.gather(buffer, top), slots)
+        origin = tf.gather(positions, top)
+
+        def rerun(current, carry, slots, positions, top, ring, turns):
+            offset = current - origin
+            keep = (offset > 0) & (offset % spacing == 0) & (top < checkpoints - 1)
+            top = top + tf.cast(keep, tf.int32)
+            target = tf.where(keep, top, checkpoints)
+            slots = tf.nest.map_structure(lambda b, v: write(b, target, v), slots, carry)
+            positions = tf.tensor_scatter_nd_update(
+                positions, [[target]], [tf.where(keep, current, positions[checkpoints])]
+            )
+            recorded = current % trail.stride == 0
+            bits = tf.gather(trail.decisions, tf.where(recorded, current // trail.stride, 0))
+            carry, ring, turns = run_segment(
+                plan,
+                g,
+                self.terms,
+                carry,
+                ring,
+                (recorded, _unpack_decisions(bits, plan.segment)),
+            )
+            return current + 1, carry, slots, positions, top, ring, turns
+
+        loop = (first, carry, slots, positions, top, ring, turns)
+        _, _, slots, positions, top, ring, turns = tf.while_loop(
+            lambda current, *_: current <= segment, rerun, loop
+        )
+        return slots, positions, top, ring, turns
+
+    def _walk_back(self, ring, turns, walk, theta, y_bar, save_rate):
+        """The vector-Jacobian products of one segment, last turn first."""
+
+        def one_turn(turn, walk):
+            times = tf.gather(ring.times, turn)
+            y = tf.gather(ring.y, turn)
+            return turn - 1, self._reverse(times[0], times[1], y, walk, theta, y_bar, save_rate)
+
+        return tf.while_loop(lambda turn, walk: turn >= 0, one_turn, (turns - 1, walk))[1]
+
+    def _reverse(self, t, t_next, y, walk, theta, y_bar, save_rate):
+        """One turn backwards."""
+        plan, terms = self.plan, self.terms
+        dense_bar = None
+        t_extra = t_next_extra = 0.0
+        save, direct = walk.save, 0.0
+        if plan.saves:
+            save, direct, dense_bar, t_extra, t_next_extra = self._gather_saves(
+                t, t_next, y, save, y_bar, save_rate
+            )
+        t_bar, t_next_bar, y_before, theta_bar, variables_bar = plan.solver.step_vjp(
+            self.field, t, t_next, y, theta, walk.y_bar, dense_bar, self.time_gradient
+        )
+        y_before += direct
+        new = walk._replace(
+            y_bar=y_before,
+            save=save,
+            theta_bar=[a + b for a, b in zip(walk.theta_bar, theta_bar, strict=True)],
+            variables_bar=[a + b for a, b in zip(walk.variables_bar, variables_bar, strict=True)],
+        )
+        if not self.time_gradient:
+            return new
+        # The step keeps its size, so what moves its end moves its start, unless it was cut.
+        at_end = walk.t_bar + t_next_bar + t_next_extra
+        cut = (t_next == terms.t_end) & (t_next != t)
+        return new._replace(
+            t_bar=t_bar + t_extra + tf.where(cut, tf.zeros_like(at_end), at_end),
+            t_end_bar=walk.t_end_bar + tf.where(cut, at_end, 0.0),
+        )
+
+    def _gather_saves(self, t, t_next, y, save, y_bar, save_rate):
+        """Cotangents that the save points inside this step send to its interpolant."""
+        terms = self.terms
+        degree = self.plan.solver.dense_degree()
+        rows = tf.shape(y)[0]
+        column = tf.range(rows)
+        moved = t_next != t
+        h = tf.where(moved, t_next - t, 1.0)
+        shared = terms.saves.shape[1] == 1
+        flat_saves = tf.reshape(terms.saves, [-1])
+        flat_bar = tf.reshape(y_bar, (-1, y_bar.shape[2] or tf.shape(y_bar)[2]))
+        flat_rate = None if save_rate is None else tf.reshape(save_rate, [-1])
+
+        def time_of(save):
+            index = tf.maximum(save, 0)
+            return tf.gather(flat_saves, index if shared else index * rows + column)
+
+        def inside(save):
+            later = terms.direction * time_of(save) > terms.direction * t
+            return moved & (save >= 0) & later
+
+        def take(save, active, direct, dense, t_extra, t_next_extra):
+            theta = tf.where(active, (time_of(save) - t) / h, 0.0)
+            flat = tf.maximum(save, 0) * rows + column
+            bar = tf.where(active[:, None], tf.gather(flat_bar, flat), 0.0)
+            direct += bar
+            weighted, parts = bar, []
+            for part in tf.split(dense, degree, axis=1):
+                weighted = weighted * theta[:, None]
+                parts.append(part + weighted)
+            if flat_rate is not None:
+                rate = tf.where(active, tf.gather(flat_rate, flat), 0.0)
+                t_extra += rate * (theta - 1.0)
+                t_next_extra -= rate * theta
+            save -= tf.cast(active, tf.int32)
+            return save, inside(save), direct, tf.concat(parts, 1), t_extra, t_next_extra
+
+        zeros = tf.zeros_like(t)
+        wide = tf.zeros_like(tf.tile(y, [1, degree]))
+        loop = (save, inside(save), tf.zeros_like(y), wide, zeros, zeros)
+        save, _, direct, dense, t_extra, t_next_extra = tf.while_loop(
+            lambda save, active, *_: tf.reduce_any(active), take, loop
+        )
+        return save, direct, dense, t_extra, t_next_extra
+
+
+class _Walk(NamedTuple):
+    """The cotangents on the way back, and per row the next save point to meet."""
+
+    y_bar: tf.Tensor
+    t_bar: tf.Tensor
+    t_end_bar: tf.Tensor
+    theta_bar: list
+    variables_bar: list
+    save: tf.Tensor
+
+
+def _top_slot(positions, top, segment):
+    """The last slot, not above `top`, whose segment is not after `segment`."""
+    index = tf.range(positions.shape[0])
+    usable = (index <= top) & (positions <= segment)
+    return tf.reduce_max(tf.where(usable, index, 0))
+
+
+def _first_order_only(backward):
+    """`backward`, refusing to be differentiated itself."""
+
+    def call(trail, outcome, y_bar, theta):
+        @tf.custom_gradient
+        def guarded(y_bar, *theta):
+            flat = tf.nest.flatten(backward(trail, outcome, y_bar, list(theta)))
+
+            def refuse(*_, variables=None):
+                raise NotImplementedError(
+                    "adjoint='discrete' gives first derivatives only: its gradient cannot be "
+                    "differentiated again. If you need no second derivative, take the inner "
+                    "gradient outside the outer tape."
+                )
+
+            return flat, refuse
+
+        flat = iter(guarded(y_bar, *theta))
+        t0_bar, t_end_bar, saves_bar, y0_bar = (next(flat) for _ in range(4))
+        rest = list(flat)
+        return t0_bar, t_end_bar, saves_bar, y0_bar, rest[: len(theta)], rest[len(theta) :]
+
+    return call

@@ -1,0 +1,144 @@
+"""Step-size control: how an error estimate becomes the next step.
+
+A controller is a record of numbers. Its one verb, `factor`, maps the scaled errors of the last
+three accepted attempts to the factor by which the step changes.
+"""
+
+import dataclasses
+
+import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """Steps of the fixed size `dt0`; the last one is cut to end exactly on the final time."""
+
+    def get_config(self):
+        return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class PID:
+    """Proportional-integral-derivative control of the step size.
+
+    With E_n the norm of the error estimate over the tolerance and k the order of the estimate
+    plus one, the step changes by
+
+        safety · E_n^(-β1/k) · E_{n-1}^(-β2/k) · E_{n-2}^(-β3/k),
+        β1 = P + I + D,  β2 = -(P + 2 D),  β3 = D
+
+    (Söderlind, "Digital filters in adaptive time-stepping", ACM TOMS 2003), within
+    `[factor_min, factor_max]`, and never grows right after a rejection.
+
+    Args:
+        P: proportional coefficient.
+        I: integral coefficient; `PID(0, 1, 0)` is the classical controller.
+        D: derivative coefficient.
+        safety: aims a little below the tolerance.
+        factor_min: the most a step may shrink at once.
+        factor_max: the most a step may grow at once.
+    """
+
+    P: float = 0.0
+    I: float = 1.0  # noqa: E741
+    D: float = 0.0
+    safety: float = 0.9
+    factor_min: float = 0.2
+    factor_max: float = 10.0
+
+    def get_config(self):
+        return dataclasses.asdict(self)
+
+    def factor(self, error, previous, before, order):
+        """The factor for the next step.
+
+        Args:
+            error: `(rows,)`, squared scaled error of this attempt.
+            previous: the same of the last accepted step.
+            before: the same of the one before it.
+            order: order of the error estimate plus one.
+        """
+        floor = tf.constant(1e-30, error.dtype)
+        half = -0.5 / order
+        factor = self.safety * _power(error, half * (self.P + self.I + self.D), floor)
+        if self.P or self.D:
+            factor *= _power(previous, -half * (self.P + 2 * self.D), floor)
+        if self.D:
+            factor *= _power(before, half * self.D, floor)
+        return tf.clip_by_value(factor, self.factor_min, self.factor_max)
+
+
+def _power(squared, exponent, floor):
+    return tf.pow(tf.maximum(squared, floor), tf.constant(exponent, squared.dtype))
+
+
+_NAMED = {
+    "constant": Constant(),
+    "I": PID(),
+    "PI": PID(P=0.4, I=0.3),
+    "PID": PID(P=0.3, I=0.3, D=0.02),
+}
+
+
+def get(identifier):
+    """The controller for a name (`constant`, `I`, `PI`, `PID`), a config or a controller."""
+    if isinstance(identifier, (Constant, PID)):
+        return identifier
+    if isinstance(identifier, dict):
+        kind = {"Constant": Constant, "PID": PID}.get(identifier.get("class_name"))
+        if kind is not None:
+            return kind(**identifier.get("config", {}))
+    if isinstance(identifier, str) and identifier in _NAMED:
+        return _NAMED[identifier]
+    raise ValueError(
+        f"`controller` must be one of {sorted(_NAMED)} or a controller object. "
+        f"Received: {identifier!r}"
+    )
+
+
+def serialize(controller):
+    """The config from which `get` makes the controller again."""
+    return {"class_name": type(controller).__name__, "config": controller.get_config()}
+
+
+def initial_step(g, t, t_end, y, k1, direction, scale, order):
+    """The first step of an adaptive method (Hairer, Nørsett & Wanner I, II.4).
+
+    Costs one evaluation of the field, inside the time span.
+
+    Args:
+        g: the field.
+        t: `(rows,)`, the start.
+        t_end: `(rows,)`, the end.
+        y: `(rows, width)`.
+        k1: the field at the start.
+        direction: `(rows,)`, +1 forwards and -1 backwards in time.
+        scale: `(rows, width)`, what an error of one is measured in.
+        order: the order of the error estimate plus one.
+
+    Returns:
+        `(rows,)` step sizes, at most the span.
+    """
+
+    def rms(x):
+        return tf.sqrt(tf.reduce_mean(tf.square(x), axis=1))
+
+    span = tf.abs(t_end - t)
+    size, slope = rms(y / scale), rms(k1 / scale)
+    tiny = (size < 1e-5) | (slope < 1e-5)
+    h0 = tf.where(tiny, tf.constant(1e-6, y.dtype), 0.01 * size / tf.where(~tiny, slope, 1.0))
+    h0 = tf.minimum(h0, span)
+    signed = (direction * h0)[:, None]
+    probe = tf.where(h0 < span, t + direction * h0, t_end)
+    k2 = g(probe, y + signed * k1)
+    curvature = rms((k2 - k1) / scale) / tf.maximum(h0, tf.constant(1e-30, y.dtype))
+    largest = tf.maximum(slope, curvature)
+    flat = largest <= 1e-15
+    h1 = tf.where(
+        flat,
+        tf.maximum(tf.constant(1e-6, y.dtype), 1e-3 * h0),
+        tf.pow(0.01 / tf.where(~flat, largest, 1.0), tf.constant(1.0 / order, y.dtype)),
+    )
+    proposed = tf.minimum(100.0 * h0, h1)
+    proposed = tf.where(tf.math.is_finite(proposed), proposed, 1e-3 * h0)
+    return tf.minimum(proposed, span)

@@ -1,0 +1,382 @@
+"""The loop: attempts of a step, repeated until every trajectory has ended.
+
+One turn of the loop attempts one step in every row that still runs; each row has its own time,
+step size, error and status. Turns are grouped into segments of a fixed number. A segment leaves a
+record of its steps in a ring buffer, from which the save points are interpolated once each, and
+which the discrete adjoint walks backwards. Nothing here knows that gradients exist.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from keras_neuralde import controllers
+from keras_neuralde.solution import Status
+
+# Rows of the packed control block; one column per trajectory.
+T, H, ERROR, ERROR_BEFORE, ACCEPTED, REJECTED, STATUS, SHRUNK = range(8)
+RUNNING = -1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is fixed when a solve is traced.
+
+    Args:
+        solver: the one-step method.
+        controller: `controllers.Constant` or `controllers.PID`.
+        norm: "rms" or "max", over the components of a row.
+        max_steps: attempted steps per row before it ends with a status.
+        segment: turns of the loop between two looks at the save points.
+        saves: whether there are save points.
+        save_slopes: whether to return the time derivative at the save points too.
+        first_step: whether the first step is chosen automatically.
+    """
+
+    solver: Any
+    controller: Any
+    norm: str
+    max_steps: int
+    segment: int
+    saves: bool
+    save_slopes: bool = False
+    first_step: bool = True
+
+    @property
+    def adaptive(self):
+        return not isinstance(self.controller, controllers.Constant)
+
+
+class Terms(NamedTuple):
+    """The tensors that the loop reads and never changes; all `(rows,)` unless said otherwise.
+
+    Attributes:
+        t0: the start.
+        t_end: the end.
+        direction: +1 forwards, -1 backwards in time.
+        rtol: scalar, `(width,)` or `(rows, width)`.
+        atol: the same.
+        dt0: scalar, the first or constant step; not read when it is chosen automatically.
+        dt_min: scalar.
+        saves: `(num_times, rows)` or `(num_times, 1)`; `None` without save points.
+    """
+
+    t0: tf.Tensor
+    t_end: tf.Tensor
+    direction: tf.Tensor
+    rtol: tf.Tensor
+    atol: tf.Tensor
+    dt0: tf.Tensor
+    dt_min: tf.Tensor
+    saves: tf.Tensor | None
+
+
+class Carry(NamedTuple):
+    """What one turn hands to the next: packed control block, state, solver state."""
+
+    control: tf.Tensor
+    y: tf.Tensor
+    solver_state: tf.Tensor
+
+
+class Ring(NamedTuple):
+    """The records of one segment: `[t, t_next]`, the state before, interpolation coefficients.
+
+    A rejected or resting turn has `t_next == t`. `dense` is an empty tuple without save points.
+    """
+
+    times: tf.Tensor
+    y: tf.Tensor
+    dense: tf.Tensor | tuple
+
+
+class Outcome(NamedTuple):
+    """The result of a whole integration."""
+
+    y: tf.Tensor
+    slopes: tf.Tensor | tuple
+    control: tf.Tensor
+
+
+def start(plan, g, y0, terms):
+    """The carry before the first turn."""
+    dtype = y0.dtype
+    rows = tf.ones_like(terms.t0)
+    state = plan.solver.init(g, terms.t0, y0)
+    k1 = state if plan.solver.carries_slope or not plan.first_step else g(terms.t0, y0)
+    h = terms.dt0 * rows
+    if plan.first_step:
+        order = plan.solver.error_order + 1
+        scale = terms.atol + terms.rtol * tf.abs(y0)
+        h = controllers.initial_step(
+            g, terms.t0, terms.t_end, y0, k1, terms.direction, scale, order
+        )
+    finite = tf.math.is_finite(tf.reduce_sum(k1 + y0, axis=1))
+    span = tf.abs(terms.t_end - terms.t0)
+    status = tf.where(finite, RUNNING * rows, float(Status.NON_FINITE))
+    status = tf.where(span > 0, status, tf.cast(Status.SUCCESS, dtype))
+    zero = tf.zeros_like(rows)
+    control = tf.stack([terms.t0, h, rows, rows, zero, zero, status, zero])
+    return Carry(control, y0, state)
+
+
+def empty_ring(plan, carry, size):
+    """A ring of `size` records of zeros."""
+    rows, width = tf.unstack(tf.shape(carry.y))
+    degree = plan.solver.dense_degree() if plan.saves else 0
+    dtype = carry.y.dtype
+    return Ring(
+        tf.zeros((size, 2, rows), dtype),
+        tf.zeros((size, rows, width), dtype),
+        tf.zeros((size, rows, degree * width), dtype) if plan.saves else (),
+    )
+
+
+def attempt(plan, g, terms, carry, forced=None):
+    """One turn: every running row proposes a step and keeps or rejects it.
+
+    Args:
+        plan: the `Plan`.
+        g: the field, `g(t, y)`.
+        terms: the `Terms`.
+        carry: the `Carry`.
+        forced: `(known, decision)`: when a recorded turn is repeated, its `(rows,)` booleans
+            replace the decision where `known`.
+
+    Returns:
+        The new carry and the record `(times, y, dense)` of the turn.
+    """
+    t, h, error_1, error_2, accepted, rejected, status, shrunk = tf.unstack(carry.control)
+    running = status == RUNNING
+    t_next = tf.where(running, _next_time(plan, terms, t, h, accepted), t)
+    step = plan.solver.step(g, t, t_next, carry.y, carry.solver_state, plan.saves)
+
+    finite = tf.math.is_finite(tf.reduce_sum(step.y1 + step.state, axis=1))
+    if plan.adaptive:
+        error = _scaled_square(plan, terms, carry.y, step)
+        finite &= tf.math.is_finite(error)
+        good = finite & (error <= 1.0)
+    else:
+        error, good = error_1, finite
+    if step.ok is not None:
+        good &= step.ok
+    if forced is not None:
+        known, decision = forced
+        good = tf.where(known, decision, good)
+    accept = running & good
+
+    t_new = tf.where(accept, t_next, t)
+    if plan.adaptive:
+        used = tf.abs(t_next - t)
+        factor = plan.controller.factor(error, error_1, error_2, plan.solver.error_order + 1)
+        factor = tf.where(finite, factor, plan.controller.factor_min)
+        factor = tf.where(accept & (shrunk == 0.0), factor, tf.minimum(factor, 1.0))
+        smallest = _smallest_step(terms, t)
+        hopeless = ~accept & (tf.minimum(h, used) <= 1.5 * smallest)
+        h = tf.where(running, tf.maximum(used * factor, smallest), h)
+    else:
+        hopeless = ~accept
+    one = tf.ones_like(t)
+    accepted += tf.where(accept, one, 0.0)
+    rejected += tf.where(running & ~accept, one, 0.0)
+    failure = tf.where(finite, float(Status.STEP_TOO_SMALL) * one, float(Status.NON_FINITE))
+    outcome = tf.where(
+        accepted + rejected >= plan.max_steps, float(Status.MAX_STEPS) * one, RUNNING
+    )
+    outcome = tf.where(hopeless, failure, outcome)
+    outcome = tf.where(accept & (t_next == terms.t_end), float(Status.SUCCESS) * one, outcome)
+    status = tf.where(running, outcome, status)
+    control = tf.stack(
+        [
+            t_new,
+            h,
+            tf.where(accept, error, error_1),
+            tf.where(accept, error_1, error_2),
+            accepted,
+            rejected,
+            status,
+            tf.where(accept, tf.zeros_like(t), one),
+        ]
+    )
+    column = accept[:, None]
+    new = Carry(
+        control,
+        tf.where(column, step.y1, carry.y),
+        tf.where(column, step.state, carry.solver_state),
+    )
+    return new, Ring(tf.stack([t, t_new]), carry.y, step.dense if plan.saves else ())
+
+
+def _next_time(plan, terms, t, h, accepted):
+    """Where the proposed step ends; exactly on the end when it comes that near."""
+    if plan.adaptive:
+        last = h * 1.01 >= tf.abs(terms.t_end - t)
+        return tf.where(last, terms.t_end, t + terms.direction * h)
+    # Counting instead of adding keeps a million equal steps on their grid.
+    elapsed = (accepted + 1.0) * h
+    last = elapsed + 1e-3 * h >= tf.abs(terms.t_end - terms.t0)
+    return tf.where(last, terms.t_end, terms.t0 + terms.direction * elapsed)
+
+
+def _smallest_step(terms, t):
+    resolution = 4.0 * tf.experimental.numpy.finfo(t.dtype.as_numpy_dtype).eps
+    span = tf.abs(terms.t_end - terms.t0)
+    return tf.maximum(tf.maximum(terms.dt_min, float(resolution) * tf.abs(t)), 1e-20 * span)
+
+
+def _scaled_square(plan, terms, y, step):
+    """The squared norm of the error estimate, in units of the tolerance; `(rows,)`."""
+    scale = terms.atol + terms.rtol * tf.maximum(tf.abs(y), tf.abs(step.y1))
+    square = tf.square(step.error / scale)
+    if plan.norm == "max":
+        # A maximum may drop NaN; adding the vanishing mean keeps it.
+        return tf.reduce_max(square, axis=1) + 0.0 * tf.reduce_mean(square, axis=1)
+    return tf.reduce_mean(square, axis=1)
+
+
+def any_running(control):
+    """Whether a row still has steps to take."""
+    return tf.reduce_any(control[STATUS] == RUNNING)
+
+
+def write(buffer, index, value):
+    """`buffer` with row `index` replaced."""
+    return tf.tensor_scatter_nd_update(buffer, tf.reshape(index, [1, 1]), value[None])
+
+
+def run_segment(plan, g, terms, carry, ring, forced=None):
+    """Turns until the ring is full or every row has ended.
+
+    Args:
+        plan: the `Plan`.
+        g: the field.
+        terms: the `Terms`.
+        carry: the `Carry` at the start of the segment.
+        ring: the `Ring` to fill.
+        forced: `(known, decisions)`: whether the decisions of this segment are on record, and
+            they, `(segment, rows)` booleans.
+
+    Returns:
+        The carry, the ring and the number of turns.
+    """
+    size = plan.segment
+
+    def more(turn, carry, ring):
+        return (turn < size) & any_running(carry.control)
+
+    def turn_once(turn, carry, ring):
+        decision = None if forced is None else (forced[0], tf.gather(forced[1], turn))
+        carry, record = attempt(plan, g, terms, carry, decision)
+        ring = tf.nest.map_structure(lambda buffer, value: write(buffer, turn, value), ring, record)
+        return turn + 1, carry, ring
+
+    turns, carry, ring = tf.while_loop(more, turn_once, (tf.constant(0), carry, ring))
+    return carry, ring, turns
+
+
+def integrate(plan, g, y0, terms):
+    """The whole integration, without a memory of its steps beyond the current segment.
+
+    Returns:
+        An `Outcome`: `y` is `(num_times, rows, width)` with save points, else `(rows, width)`.
+    """
+    carry = start(plan, g, y0, terms)
+    if not plan.saves:
+        _, carry = tf.while_loop(
+            lambda turn, carry: any_running(carry.control),
+            lambda turn, carry: (turn + 1, attempt(plan, g, terms, carry)[0]),
+            (tf.constant(0), carry),
+        )
+        return Outcome(_or_nan(carry.y, carry.control), (), carry.control)
+    ring = empty_ring(plan, carry, plan.segment)
+    outputs = first_outputs(plan, y0, terms)
+
+    def turn_segment(carry, ring, outputs):
+        carry, ring, turns = run_segment(plan, g, terms, carry, ring)
+        return carry, ring, flush(plan, terms, ring, turns, outputs)
+
+    carry, ring, outputs = tf.while_loop(
+        lambda carry, *_: any_running(carry.control), turn_segment, (carry, ring, outputs)
+    )
+    return finish(plan, carry, outputs)
+
+
+def finish(plan, carry, outputs):
+    """The outcome; failed rows are NaN."""
+    if not plan.saves:
+        return Outcome(_or_nan(carry.y, carry.control), (), carry.control)
+    y, slopes = outputs
+    return Outcome(_or_nan(y, carry.control), slopes, carry.control)
+
+
+def _or_nan(y, control):
+    failed = control[STATUS] != float(Status.SUCCESS)
+    return tf.where(failed[:, None], tf.constant(float("nan"), y.dtype), y)
+
+
+def first_outputs(plan, y0, terms):
+    """The save points before the first step: the start where it is listed, NaN elsewhere."""
+    at_start = terms.direction * terms.saves <= terms.direction * terms.t0
+    nan = tf.constant(float("nan"), y0.dtype)
+    y = tf.where(at_start[:, :, None], y0, nan)
+    return y, (tf.zeros_like(y) if plan.save_slopes else ())
+
+
+def flush(plan, terms, ring, turns, outputs):
+    """Interpolates the save points that the ring's steps cover.
+
+    Args:
+        plan: the `Plan`.
+        terms: the `Terms`.
+        ring: the segment's records.
+        turns: how many of them are valid.
+        outputs: `(y, slopes)` so far, `(num_times, rows, width)`.
+
+    Returns:
+        The outputs with the covered save points filled in.
+    """
+    size = plan.segment
+    rows = tf.shape(ring.y)[1]
+    width = tf.shape(ring.y)[2]
+    infinity = tf.constant(float("inf"), ring.y.dtype)
+    s = terms.direction * (terms.saves + tf.zeros_like(terms.t0))
+    valid = tf.range(size)[:, None] < turns
+    ends = tf.reshape(tf.where(valid, terms.direction * ring.times[:, 1], infinity), [-1])
+    column = tf.range(rows)
+
+    # The first record that ends at or after the save point, by bisection over the ring.
+    at = tf.zeros_like(s, tf.int32)
+    stride = size // 2
+    while stride:
+        probe = tf.gather(ends, (at + (stride - 1)) * rows + column)
+        at += tf.where(probe < s, stride, 0)
+        stride //= 2
+    flat = at * rows + column
+    end = tf.gather(ends, flat)
+    covered = (s > terms.direction * ring.times[0, 0]) & (s <= end) & (end < infinity)
+
+    t = tf.gather(tf.reshape(ring.times[:, 0], [-1]), flat)
+    t_next = tf.gather(tf.reshape(ring.times[:, 1], [-1]), flat)
+    h = tf.where(covered, t_next - t, 1.0)[:, :, None]
+    theta = tf.where(covered, (terms.saves - t), 0.0)[:, :, None] / h
+    y = tf.gather(tf.reshape(ring.y, (-1, ring.y.shape[2] or width)), flat)
+    degree = plan.solver.dense_degree()
+    dense = tf.gather(tf.reshape(ring.dense, (size * rows, -1)), flat)
+    coefficients = tf.split(dense, degree, axis=-1)
+    value, slope = _horner(y, coefficients, theta)
+    covered = covered[:, :, None]
+    filled = tf.where(covered, value, outputs[0])
+    slopes = tf.where(covered, slope / h, outputs[1]) if plan.save_slopes else ()
+    return filled, slopes
+
+
+def _horner(y, coefficients, theta):
+    """y + Σ Q_m θ^m and its derivative with respect to θ."""
+    value = tf.zeros_like(y)
+    slope = tf.zeros_like(y)
+    for coefficient in reversed(coefficients):
+        slope = slope * theta + value
+        value = value * theta + coefficient
+    # value = Σ Q_m θ^(m-1), slope = its derivative.
+    return y + theta * value, value + theta * slope

@@ -1,0 +1,89 @@
+"""Compiled programs for eager calls, kept by what they depend on.
+
+An eager `solve` compiles once for an equation, its shapes and its settings; values never enter the
+key. A lambda that is made anew for each call but has the same code and closes over the same
+objects finds its program again.
+"""
+
+import collections
+import threading
+import types
+
+_LIMIT = 128
+_VALUE_TYPES = (int, float, complex, str, bytes, bool, type(None))
+
+
+class ProgramCache:
+    """A bounded, least-recently-used store."""
+
+    def __init__(self, limit=_LIMIT):
+        self._limit = limit
+        self._entries = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key, references, make):
+        """The entry for `key`, made when missing.
+
+        Args:
+            key: hashable; ids in it belong to `references`.
+            references: objects kept alive with the entry, so that their ids stay theirs.
+            make: called without arguments to build the entry.
+        """
+        with self._lock:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+                return self._entries[key][0]
+        entry = make()
+        with self._lock:
+            self._entries[key] = (entry, references)
+            while len(self._entries) > self._limit:
+                self._entries.popitem(last=False)
+        return entry
+
+    def clear(self):
+        """Forgets all programs."""
+        with self._lock:
+            self._entries.clear()
+
+    def __len__(self):
+        return len(self._entries)
+
+
+def function_key(function, references, depth=4):
+    """What makes two Python functions the same to a tracer.
+
+    Args:
+        function: any callable.
+        references: a list that receives the objects whose ids the key holds.
+        depth: how far to look into functions that the function closes over.
+
+    Returns:
+        A hashable key.
+    """
+    references.append(function)
+    if isinstance(function, types.MethodType):
+        references.append(function.__self__)
+        return id(function.__self__), function_key(function.__func__, references, depth)
+    if not isinstance(function, types.FunctionType) or depth == 0:
+        return id(function)
+    cells = function.__closure__ or ()
+    held = [_cell_contents(cell) for cell in cells]
+    held += list(function.__defaults__ or ()) + list((function.__kwdefaults__ or {}).values())
+    references.extend(held)
+    parts = tuple(_value_key(value, references, depth) for value in held)
+    return id(function.__code__), id(function.__globals__), parts
+
+
+def _cell_contents(cell):
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet: a recursive definition
+        return None
+
+
+def _value_key(value, references, depth):
+    if isinstance(value, (types.FunctionType, types.MethodType)):
+        return function_key(value, references, depth - 1)
+    if isinstance(value, _VALUE_TYPES):
+        return type(value), repr(value)
+    return id(value)

@@ -1,0 +1,118 @@
+"""What a solve returns: values, statistics, and a status for each trajectory."""
+
+import dataclasses
+import enum
+from typing import Any
+
+import tensorflow as tf
+
+
+class Status(enum.IntEnum):
+    """How a trajectory ended. `Status(code).message` says what to do about it.
+
+    Example:
+
+    >>> Status(1).message
+    'reached max_steps; raise max_steps, loosen rtol/atol, or use a stiff solver'
+    """
+
+    SUCCESS = 0
+    MAX_STEPS = 1
+    STEP_TOO_SMALL = 2
+    NON_FINITE = 3
+    BAD_TIMES = 4
+
+    @property
+    def message(self):
+        """The sentence that tells the user what to do."""
+        return _MESSAGES[self]
+
+
+_MESSAGES = {
+    Status.SUCCESS: "reached the end",
+    Status.MAX_STEPS: (
+        "reached max_steps; raise max_steps, loosen rtol/atol, or use a stiff solver"
+    ),
+    Status.STEP_TOO_SMALL: (
+        "the step size fell below what the time resolves (or below dt_min): the solution may blow "
+        "up or jump near the last time; shorten t_span, loosen rtol/atol, use float64, or check "
+        "the equation"
+    ),
+    Status.NON_FINITE: (
+        "the field or the state became NaN or infinite; check the equation and its parameters at "
+        "the last time, bound the field, or start from another state"
+    ),
+    Status.BAD_TIMES: (
+        "the save times are unsorted, outside t_span or not finite; sort them, widen t_span, and "
+        "put NaN pads last"
+    ),
+}
+
+
+class SolveError(RuntimeError):
+    """A trajectory did not reach the end; the message says why and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stats:
+    """Counts of a solve; int32 tensors of the batch shape.
+
+    Attributes:
+        num_steps: attempted steps.
+        num_accepted: accepted steps.
+        num_rejected: rejected steps.
+        num_f: evaluations of the field.
+    """
+
+    num_steps: tf.Tensor
+    num_accepted: tf.Tensor
+    num_rejected: tf.Tensor
+    num_f: tf.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Solution:
+    """The record that `solve` returns.
+
+    Attributes:
+        t: the times of `y`: `(num_times,)`, or `(num_times, *batch)` for per-sample save times; a
+            scalar (or the batch shape) when only the final state was asked for.
+        y: the nest of states, `(num_times, *batch, *state)`, without the time axis when only one
+            time was asked for. NaN in trajectories that failed.
+        stats: a `Stats`.
+        status: int32 of the batch shape; 0 is success, see `Status`.
+    """
+
+    t: tf.Tensor
+    y: Any
+    stats: Stats
+    status: tf.Tensor
+
+    @property
+    def success(self):
+        """A boolean tensor of the batch shape."""
+        return self.status == int(Status.SUCCESS)
+
+    def __repr__(self):
+        shapes = tf.nest.map_structure(lambda leaf: tuple(leaf.shape), self.y)
+        lines = [f"Solution(y: {shapes}, t: {tuple(self.t.shape)})"]
+        if hasattr(self.status, "numpy"):
+            lines += [f"  {line}" for line in describe(self.status.numpy().ravel())]
+            steps = self.stats.num_steps.numpy().ravel()
+            lines.append(
+                f"  steps: {steps.min()} to {steps.max()} per trajectory"
+                if steps.size > 1
+                else f"  steps: {steps[0] if steps.size else 0}"
+            )
+        return "\n".join(lines)
+
+
+def describe(codes):
+    """One line for each status that occurs among `codes`, with how many trajectories had it."""
+    if len(codes) == 1:
+        return [f"status {int(codes[0])}: {Status(int(codes[0])).message}"]
+    counts = sorted((int(code), int((codes == code).sum())) for code in set(codes.tolist()))
+    return [
+        f"{count} of {len(codes)} trajectories, status {code}: {Status(code).message}"
+        for code, count in counts
+    ]

@@ -1,0 +1,154 @@
+"""What every one-step solver is: its capabilities as class data, and one pure step."""
+
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+
+class Step(NamedTuple):
+    """What one proposed step from `t` to `t_next` returns; all rows at once.
+
+    Attributes:
+        y1: the state at `t_next`, `(rows, width)`.
+        error: the local error estimate, `(rows, width)`, or `None` for methods without one.
+        dense: interpolation coefficients Q, `(rows, degree * width)`, or `None`; the state inside
+            the step is y(θ) = y0 + Σ_m Q_m θ^m with θ = (t - t0) / (t1 - t0), m from 1.
+        state: what the solver hands to its next step (for explicit Runge-Kutta methods the field
+            at `t_next`), `(rows, width)`.
+        ok: `(rows,)` booleans; False rejects the step whatever its error. `None`: always fine.
+    """
+
+    y1: tf.Tensor
+    error: tf.Tensor | None
+    dense: tf.Tensor | None
+    state: tf.Tensor
+    ok: tf.Tensor | None = None
+
+
+class Solver:
+    """A one-step method.
+
+    A solver is a record of settings: equal settings make equal solvers. `init` and `step` are pure
+    functions of tensors; the loop, the step size and the gradient live elsewhere.
+
+    Class attributes:
+        name: the string that names it.
+        order: the order of the solution it propagates.
+        error_order: the order of the embedded solution, or `None` without an error estimate.
+    """
+
+    name: str = ""
+    order: int = 0
+    error_order: int | None = None
+
+    #: Whether the solver state is the field at the current point.
+    carries_slope: bool = False
+
+    @property
+    def adaptive(self):
+        """Whether the method estimates its error, so that steps can be chosen by tolerances."""
+        return self.error_order is not None
+
+    def dense_degree(self):
+        """Degree of the polynomial that interpolates inside a step."""
+        raise NotImplementedError
+
+    def evaluations(self, dense):
+        """Field evaluations of one attempted step."""
+        raise NotImplementedError
+
+    def init(self, g, t, y):
+        """The solver state at the start.
+
+        Args:
+            g: the field, `g(t, y)` for `t` of shape `(rows,)` and `y` of shape `(rows, width)`.
+            t: `(rows,)`.
+            y: `(rows, width)`.
+
+        Returns:
+            The solver state, `(rows, width)`.
+        """
+        raise NotImplementedError
+
+    def step(self, g, t, t_next, y, state, dense):
+        """Proposes a step.
+
+        Args:
+            g: the field.
+            t: `(rows,)`, where the step starts.
+            t_next: `(rows,)`, where it ends; equal to `t` in rows that rest.
+            y: `(rows, width)`.
+            state: the solver state at `t`.
+            dense: whether to return interpolation coefficients.
+
+        Returns:
+            A `Step`.
+        """
+        raise NotImplementedError
+
+    def advance(self, g, t, t_next, y, dense):
+        """The step as a function of its start alone: what the discrete adjoint differentiates.
+
+        Returns:
+            The pair `(y1, dense)` of `Step`.
+        """
+        proposal = self.step(g, t, t_next, y, self.init(g, t, y), dense)
+        return proposal.y1, proposal.dense
+
+    def step_vjp(self, field, t, t_next, y, theta, y1_bar, dense_bar, time_gradient):
+        """The vector-Jacobian product of `advance`.
+
+        Args:
+            field: the field, `field(t, y, theta)`.
+            t: `(rows,)`, where the step starts.
+            t_next: `(rows,)`, where it ends.
+            y: `(rows, width)`.
+            theta: the differentiable tensors that the field reads.
+            y1_bar: cotangent of `y1`.
+            dense_bar: cotangent of the interpolation coefficients, or `None`.
+            time_gradient: whether cotangents of `t` and `t_next` are wanted.
+
+        Returns:
+            `(t_bar, t_next_bar, y_bar, theta_bar, variables_bar)`; the first two are `None`
+            without `time_gradient`.
+        """
+        times = [t, t_next] if time_gradient else []
+        variables = list(field.variables)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([*times, y, *theta, *variables])
+            y1, dense = self.advance(field.bind(theta), t, t_next, y, dense_bar is not None)
+        targets, cotangents = [y1], [y1_bar]
+        if dense_bar is not None:
+            targets.append(dense)
+            cotangents.append(dense_bar)
+        sources = [*times, y, *theta, *variables]
+        bars = tape.gradient(targets, sources, output_gradients=cotangents)
+        bars = [
+            tf.zeros_like(source) if bar is None else tf.convert_to_tensor(bar)
+            for bar, source in zip(bars, sources, strict=True)
+        ]
+        t_bar, t_next_bar = (bars.pop(0), bars.pop(0)) if time_gradient else (None, None)
+        y_bar, rest = bars[0], bars[1:]
+        return t_bar, t_next_bar, y_bar, rest[: len(theta)], rest[len(theta) :]
+
+    def get_config(self) -> dict[str, Any]:
+        """The settings, so that `from_config` makes an equal solver."""
+        return {}
+
+    @classmethod
+    def from_config(cls, config):
+        """Makes a solver from what `get_config` returned."""
+        return cls(**config)
+
+    def _key(self):
+        return type(self), tuple(sorted(self.get_config().items()))
+
+    def __eq__(self, other):
+        return isinstance(other, Solver) and self._key() == other._key()
+
+    def __hash__(self):
+        return hash(self._key())
+
+    def __repr__(self):
+        settings = ", ".join(f"{key}={value!r}" for key, value in self.get_config().items())
+        return f"{type(self).__name__}({settings})"

@@ -1,0 +1,116 @@
+"""Explicit Runge-Kutta methods: one step for every table."""
+
+import tensorflow as tf
+
+from keras_neuralde.solvers.base import Solver, Step
+from keras_neuralde.tableaus import EXPLICIT
+
+
+def combine(weights, vectors):
+    """Σ w_i v_i over the nonzero weights; `None` when all are zero."""
+    total = None
+    for weight, vector in zip(weights, vectors, strict=False):
+        if weight != 0:
+            term = vector if weight == 1 else float(weight) * vector
+            total = term if total is None else total + term
+    return total
+
+
+class ExplicitRungeKutta(Solver):
+    """An explicit Runge-Kutta method given by its table.
+
+    One step is (Hairer, Nørsett & Wanner, "Solving Ordinary Differential Equations I", II.1.8):
+
+        k_i = f(t + c_i h, y + h Σ_j a_ij k_j),    y1 = y + h Σ_i b_i k_i,
+
+    with the error estimate h Σ_i (b_i - b̂_i) k_i where the table has one.
+
+    Args:
+        tableau: the name of a table in `keras_neuralde.tableaus.EXPLICIT`, or a `ButcherTableau`
+            of your own.
+
+    Example:
+
+    >>> solver = ExplicitRungeKutta("tsit5")
+    >>> solver.order
+    5
+    """
+
+    def __init__(self, tableau="tsit5"):
+        if isinstance(tableau, str):
+            if tableau not in EXPLICIT:
+                raise ValueError(
+                    f"`tableau` must name an explicit table, one of {sorted(EXPLICIT)}. "
+                    f"Received: {tableau!r}"
+                )
+            tableau = EXPLICIT[tableau]
+        self.tableau = tableau
+        self.name = tableau.name
+        self.order = tableau.order
+        self.error_order = tableau.error_order if tableau.has_error else None
+        self.carries_slope = tableau.first_same_as_last
+        self._c_extra, self._a_extra, self._dense = tableau.interpolant()
+
+    def get_config(self):
+        known = EXPLICIT.get(self.tableau.name) is self.tableau
+        return {"tableau": self.tableau.name if known else self.tableau}
+
+    def dense_degree(self):
+        return len(self._dense[0])
+
+    def evaluations(self, dense):
+        stages = self.tableau.num_stages - self.tableau.first_same_as_last
+        return stages + (len(self._c_extra) if dense else 0)
+
+    def init(self, g, t, y):
+        # Methods whose last stage is not the next first one evaluate it at the start of each step.
+        return g(t, y) if self.tableau.first_same_as_last else tf.zeros_like(y)
+
+    def step(self, g, t, t_next, y, state, dense):
+        table = self.tableau
+        k1 = state if table.first_same_as_last else g(t, y)
+        h = (t_next - t)[:, None]
+        ks, y_last = self._stages(g, t, t_next, h, y, [k1], table.c[1:], table.a[1:])
+        y1 = y_last if table.first_same_as_last else y + h * combine(table.b, ks)
+        error = self._error(h, ks)
+        k_last = ks[-1] if table.first_same_as_last else state
+        coefficients = self._interpolate(g, t, t_next, h, y, ks) if dense else None
+        return Step(y1, error, coefficients, k_last)
+
+    def advance(self, g, t, t_next, y, dense):
+        table = self.tableau
+        h = (t_next - t)[:, None]
+        # Without interpolation the last stage of a first-same-as-last method is not needed.
+        own = table.num_stages - (table.first_same_as_last and not dense)
+        ks, _ = self._stages(g, t, t_next, h, y, [g(t, y)], table.c[1:own], table.a[1:own])
+        y1 = y + h * combine(table.b[:own], ks)
+        return y1, self._interpolate(g, t, t_next, h, y, ks) if dense else None
+
+    def _stages(self, g, t, t_next, h, y, ks, nodes, rows):
+        """Appends the stages of `nodes` and `rows` to `ks`; also returns the last argument."""
+        argument = y
+        for c, row in zip(nodes, rows, strict=True):
+            increment = combine(row, ks)
+            argument = y if increment is None else y + h * increment
+            time = t_next if c == 1 else t + float(c) * (t_next - t)
+            ks = [*ks, g(time, argument)]
+        return ks, argument
+
+    def _error(self, h, ks):
+        table = self.tableau
+        if not table.has_error:
+            return None
+        error = h * combine(table.error, ks)
+        if table.error_damping:
+            # Hairer's mix of a fifth- and a third-order estimate (DOP853), by component.
+            coarse = 0.1 * h * combine(table.error_damping, ks)
+            norm = tf.sqrt(error * error + coarse * coarse)
+            error = tf.math.divide_no_nan(error * error, norm)
+        return error
+
+    def _interpolate(self, g, t, t_next, h, y, ks):
+        ks, _ = self._stages(g, t, t_next, h, y, ks, self._c_extra, self._a_extra)
+        powers = zip(*self._dense, strict=True)
+        columns = [combine(column, ks) for column in powers]
+        columns = [tf.zeros_like(y) if column is None else h * column for column in columns]
+        return tf.concat(columns, axis=1)

@@ -1,0 +1,56 @@
+"""Solvers by name."""
+
+import difflib
+
+from keras_neuralde.solvers.base import Solver
+from keras_neuralde.solvers.explicit_rk import ExplicitRungeKutta
+from keras_neuralde.tableaus import EXPLICIT
+
+_CLASSES = {"ExplicitRungeKutta": ExplicitRungeKutta}
+
+
+def names():
+    """The strings that `get` knows."""
+    return [*EXPLICIT, "auto"]
+
+
+def get(identifier):
+    """The solver for a name, a config dictionary, or a solver.
+
+    Args:
+        identifier: a string such as `"tsit5"`, what `serialize` returned, or a `Solver`.
+
+    Returns:
+        A `Solver`.
+
+    Raises:
+        ValueError: for a name that no solver has; the message lists the nearest ones.
+        TypeError: for anything else.
+
+    Example:
+
+    >>> get("dopri5").order
+    5
+    """
+    if isinstance(identifier, Solver):
+        return identifier
+    if isinstance(identifier, str):
+        name = "tsit5" if identifier == "auto" else identifier.lower()
+        if name in EXPLICIT:
+            return ExplicitRungeKutta(name)
+        near = difflib.get_close_matches(name, names(), n=3, cutoff=0.4)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise ValueError(
+            f"`solver` must be one of {names()} or a solver object. Received: {identifier!r}.{hint}"
+        )
+    if isinstance(identifier, dict) and identifier.get("class_name") in _CLASSES:
+        return _CLASSES[identifier["class_name"]].from_config(identifier.get("config", {}))
+    raise TypeError(
+        f"`solver` must be a name, a config or a solver object. Received: {identifier!r} "
+        f"of type {type(identifier).__name__}"
+    )
+
+
+def serialize(solver):
+    """A plain dictionary from which `get` makes the solver again."""
+    return {"class_name": type(solver).__name__, "config": solver.get_config()}

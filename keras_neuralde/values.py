@@ -1,0 +1,104 @@
+"""What users pass, made into tensors of one floating type."""
+
+import numbers
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+def is_tensor(value):
+    """Whether gradients may be asked with respect to `value`."""
+    return isinstance(value, (tf.Tensor, tf.Variable, keras.Variable)) or keras.ops.is_tensor(value)
+
+
+def is_number_tree(value):
+    """Whether `value` is a number or a list of (lists of) numbers: an array in disguise."""
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        return len(value) > 0 and all(is_number_tree(item) for item in value)
+    return isinstance(value, numbers.Number) and not isinstance(value, np.generic)
+
+
+def as_nest(value):
+    """`value` with lists of plain numbers turned into single leaves."""
+    if is_number_tree(value):
+        return np.asarray(value, dtype=object)
+    if isinstance(value, dict):
+        return type(value)({key: as_nest(item) for key, item in value.items()})
+    if isinstance(value, (list, tuple)):
+        items = [as_nest(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+def _dtype_of(leaf):
+    """The floating dtype a leaf insists on, or `None` for plain numbers and integers."""
+    if isinstance(leaf, np.ndarray) and leaf.dtype == object:
+        return None
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None:
+        return None
+    dtype = tf.as_dtype(dtype)
+    if dtype.is_complex:
+        raise TypeError(
+            "complex states and parameters are not supported: split them into real and imaginary "
+            f"parts. Received: {dtype.name}"
+        )
+    return dtype if dtype.is_floating else None
+
+
+def common_dtype(y0, p):
+    """The one floating dtype of `y0` and `p`.
+
+    Args:
+        y0: nest of states, as `as_nest` returned it.
+        p: nest of parameters, likewise.
+
+    Returns:
+        A `tf.DType`; Keras's `floatx` when there are only plain numbers.
+
+    Raises:
+        TypeError: for mixed, complex or half-precision dtypes.
+    """
+    found = {}
+    for name, nest in (("y0", y0), ("p", p)):
+        for leaf in tf.nest.flatten(nest):
+            dtype = _dtype_of(leaf) if leaf is not None else None
+            if dtype is not None:
+                found.setdefault(dtype, name)
+    if len(found) > 1:
+        listed = ", ".join(f"{name}: {dtype.name}" for dtype, name in found.items())
+        raise TypeError(
+            "all floating leaves of `y0` and `p` must have one dtype; cast them to the same. "
+            f"Received: {listed}"
+        )
+    dtype = next(iter(found), tf.as_dtype(keras.config.floatx()))
+    if dtype not in (tf.float32, tf.float64):
+        raise TypeError(f"states must be float32 or float64. Received: {dtype.name}")
+    return dtype
+
+
+def to_tensor(leaf, dtype):
+    """A leaf as a tensor: plain numbers take `dtype`, integer tensors stay integers."""
+    if isinstance(leaf, np.ndarray) and leaf.dtype == object:
+        try:
+            return tf.convert_to_tensor(leaf.astype(dtype.as_numpy_dtype))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"expected a rectangular array of numbers. Received: {leaf}"
+            ) from error
+    return tf.convert_to_tensor(leaf)
+
+
+def as_float(value, dtype, name):
+    """`value` as a tensor of `dtype`, whatever number type it has.
+
+    Raises:
+        TypeError: if it is not numeric.
+    """
+    try:
+        if is_tensor(value):
+            return tf.cast(tf.convert_to_tensor(value), dtype)
+        return tf.convert_to_tensor(np.asarray(value, dtype=dtype.as_numpy_dtype))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`{name}` must be numeric. Received: {value!r}") from error
