@@ -1,5 +1,6 @@
 """keras_neuralde: differential equations inside Keras models."""
 
+from keras_neuralde import controllers as controllers
 from keras_neuralde import layers as layers
 from keras_neuralde import solvers as solvers
 from keras_neuralde.layers import NeuralODE as NeuralODE

@@ -17,7 +17,6 @@ import tensorflow as tf
 from keras_neuralde.integrate import (
     STATUS,
     Carry,
-    Outcome,
     Ring,
     any_running,
     empty_ring,

@@ -6,3 +6,12 @@ from keras_neuralde.solvers.explicit_rk import ExplicitRungeKutta as ExplicitRun
 from keras_neuralde.solvers.registry import get as get
 from keras_neuralde.solvers.registry import names as names
 from keras_neuralde.solvers.registry import serialize as serialize
+
+
+def __getattr__(name):
+    # `as_tfp` is built on `solve`, which is built on this package: look it up when asked.
+    if name == "as_tfp":
+        from keras_neuralde.tfp import as_tfp
+
+        return as_tfp
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

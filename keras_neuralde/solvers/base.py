@@ -44,6 +44,9 @@ class Solver:
     #: Whether the solver state is the field at the current point.
     carries_slope: bool = False
 
+    #: Whether the whole integration is somebody else's (see `keras_neuralde.solvers.delegated`).
+    delegated: bool = False
+
     @property
     def adaptive(self):
         """Whether the method estimates its error, so that steps can be chosen by tolerances."""

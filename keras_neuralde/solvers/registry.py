@@ -3,15 +3,17 @@
 import difflib
 
 from keras_neuralde.solvers.base import Solver
+from keras_neuralde.solvers.delegated import DelegatedSolver, is_tfp_solver
 from keras_neuralde.solvers.explicit_rk import ExplicitRungeKutta
 from keras_neuralde.tableaus import EXPLICIT
 
-_CLASSES = {"ExplicitRungeKutta": ExplicitRungeKutta}
+_CLASSES = {"ExplicitRungeKutta": ExplicitRungeKutta, "DelegatedSolver": DelegatedSolver}
+_DELEGATED = {"tfp_dormand_prince": "DormandPrince", "tfp_bdf": "BDF"}
 
 
 def names():
     """The strings that `get` knows."""
-    return [*EXPLICIT, "auto"]
+    return [*EXPLICIT, *_DELEGATED, "auto"]
 
 
 def get(identifier):
@@ -34,10 +36,14 @@ def get(identifier):
     """
     if isinstance(identifier, Solver):
         return identifier
+    if is_tfp_solver(identifier):
+        return getattr(identifier, "inner", None) or DelegatedSolver.wrap(identifier)
     if isinstance(identifier, str):
         name = "tsit5" if identifier == "auto" else identifier.lower()
         if name in EXPLICIT:
             return ExplicitRungeKutta(name)
+        if name in _DELEGATED:
+            return DelegatedSolver(_DELEGATED[name])
         near = difflib.get_close_matches(name, names(), n=3, cutoff=0.4)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise ValueError(

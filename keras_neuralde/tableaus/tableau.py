@@ -1,7 +1,6 @@
 """The Butcher table of an explicit Runge-Kutta method, as data that checks itself."""
 
 import dataclasses
-from fractions import Fraction
 
 _FLOAT_TOLERANCE = 1e-12
 
@@ -34,7 +33,8 @@ class ButcherTableau:
             `e5² / sqrt(e5² + (0.1 e3)²)` with e5 from `error`, componentwise (Hairer, Nørsett &
             Wanner, equation II.10.17). Defaults to `()`.
         error_order: the order of the embedded formula; the error estimate falls like
-            `h^(error_order + 1)`. `None` without an error estimate.
+            `h^(error_order + 1)`, and it is this power that counts where `error_damping` mixes
+            two estimates. `None` without an error estimate.
         dense: one row of polynomial coefficients for each stage, the extra ones included; all
             rows have one length, and `b_i(1)` is `b_i` (0 for an extra stage). Defaults to `()`:
             the table has no continuous extension of its own.
@@ -49,6 +49,7 @@ class ButcherTableau:
 
     Example:
 
+    >>> from fractions import Fraction
     >>> midpoint = ButcherTableau(
     ...     name="midpoint", order=2, c=(0, Fraction(1, 2)), a=((), (Fraction(1, 2),)), b=(0, 1)
     ... )
@@ -108,9 +109,9 @@ class ButcherTableau:
 
         Example:
 
-        >>> heun = ButcherTableau(
-        ...     name="heun", order=2, c=(0, 1), a=((), (1,)), b=(Fraction(1, 2), Fraction(1, 2))
-        ... )
+        >>> from fractions import Fraction
+        >>> half = Fraction(1, 2)
+        >>> heun = ButcherTableau(name="heun", order=2, c=(0, 1), a=((), (1,)), b=(half, half))
         >>> c_extra, a_extra, dense = heun.interpolant()
         >>> c_extra, len(dense)
         ((1,), 3)

@@ -1,0 +1,319 @@
+"""What a caller of `solve` passes, checked at the door and made into tensors and settings."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_neuralde import controllers, solvers, values
+from keras_neuralde.problems import ODEProblem
+from keras_neuralde.solvers.delegated import warn_about_joint_steps
+from keras_neuralde.state import StateLayout
+
+_NORMS = ("rms", "max")
+_STEP_CONTROLS = ("per_sample", "joint")
+_ADJOINTS = ("discrete",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The choices that are part of a program."""
+
+    solver: Any
+    controller: Any
+    norm: str
+    max_steps: int
+    batch_ndims: int
+    joint: bool
+    adjoint: str
+    checkpoints: int
+    first_step: bool
+
+    @classmethod
+    def make(
+        cls,
+        solver,
+        controller,
+        norm,
+        max_steps,
+        batch_ndims,
+        step_control,
+        adjoint,
+        checkpoints,
+        dt0,
+    ):
+        solver = solvers.get(solver)
+        if solver.delegated:
+            return cls._delegated(solver, batch_ndims, norm, max_steps, checkpoints)
+        controller = controllers.get(
+            ("I" if solver.adaptive else "constant") if controller is None else controller
+        )
+        constant = isinstance(controller, controllers.Constant)
+        if constant and dt0 is None:
+            raise ValueError(
+                f"solver {solver.name!r} with a constant step size needs `dt0`, the size of its "
+                "steps. Received: dt0=None"
+            )
+        if not constant and not solver.adaptive:
+            raise ValueError(
+                f"solver {solver.name!r} has no error estimate, so it cannot choose its steps: use "
+                f"controller='constant' with dt0. Received: controller={controller!r}"
+            )
+        _choice("norm", norm, _NORMS)
+        _choice("step_control", step_control, _STEP_CONTROLS)
+        _choice("adjoint", adjoint, _ADJOINTS)
+        _at_least("max_steps", max_steps, 1)
+        _at_least("checkpoints", checkpoints, 1)
+        _at_least("batch_ndims", batch_ndims, 0)
+        joint = step_control == "joint" and batch_ndims > 0
+        return cls(
+            solver, controller, norm, int(max_steps), int(batch_ndims), joint, adjoint,
+            int(checkpoints), not constant and dt0 is None,
+        )  # fmt: skip
+
+    @classmethod
+    def _delegated(cls, solver, batch_ndims, norm, max_steps, checkpoints):
+        _at_least("batch_ndims", batch_ndims, 0)
+        if batch_ndims:
+            warn_about_joint_steps(solver.name)
+        return cls(
+            solver,
+            None,
+            norm,
+            max_steps,
+            int(batch_ndims),
+            batch_ndims > 0,
+            "tfp",
+            checkpoints,
+            False,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What the caller's times look like, which decides the shape of the answer."""
+
+    saves: str  # "none", "scalar", "shared" or "per_sample"
+    time_gradient: bool
+
+
+def _choice(name, value, allowed):
+    if value not in allowed:
+        raise ValueError(f"`{name}` must be one of {list(allowed)}. Received: {value!r}")
+
+
+def _at_least(name, value, least):
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"`{name}` must be an integer of at least {least}. Received: {value!r}")
+
+
+def check_problem(problem):
+    if not isinstance(problem, ODEProblem):
+        raise TypeError(
+            "`problem` must be an ODEProblem. "
+            f"Received: {problem!r} of type {type(problem).__name__}"
+        )
+    for name in ("mass_matrix", "jacobian", "jac_sparsity"):
+        if getattr(problem, name) is not None:
+            raise ValueError(
+                f"`{name}` belongs to implicit solvers; explicit Runge-Kutta methods cannot use "
+                "it. Leave it out."
+            )
+
+
+def _known(tensor):
+    """The NumPy value of a tensor, or `None` inside a graph."""
+    value = tf.get_static_value(tensor)
+    return None if value is None else np.asarray(value)
+
+
+def prepare(problem, settings, saveat, rtol, atol, dt0, dt_min):
+    """Checks the arguments and makes them tensors: `(layout, inputs, shape)`."""
+    y0, p = values.as_nest(problem.y0), values.as_nest(problem.p)
+    dtype = values.common_dtype(y0, p)
+    y0 = _initial_state(y0, dtype)
+    p_leaves = [
+        None if leaf is None else values.to_tensor(leaf, dtype) for leaf in tf.nest.flatten(p)
+    ]
+    p = tf.nest.pack_sequence_as(p, p_leaves)
+    layout = _layout(y0, settings)
+    t0, t1 = (problem.t_span[0], problem.t_span[1])
+    watched = any(values.is_tensor(value) for value in (problem.t_span, t0, t1, saveat))
+    t0 = _time(t0, dtype, "t_span[0]", layout)
+    t1 = _time(t1, dtype, "t_span[1]", layout)
+    saves, kind = _saves(saveat, dtype, layout)
+    saves = _check_times(t0, t1, saves, watched)
+    inputs = {
+        "y0": y0,
+        "p": p,
+        "t0": t0,
+        "t1": t1,
+        "saves": saves,
+        "rtol": _tolerance(1e-3 if rtol is None else rtol, "rtol", y0, dtype),
+        "atol": _tolerance(1e-6 if atol is None else atol, "atol", y0, dtype),
+        "dt0": _step_size(0.0 if dt0 is None else dt0, dtype, "dt0", positive=dt0 is not None),
+        "dt_min": _step_size(dt_min, dtype, "dt_min", positive=False),
+    }
+    return layout, inputs, Shape(kind, watched)
+
+
+def _initial_state(y0, dtype):
+    def convert(leaf):
+        tensor = values.to_tensor(leaf, dtype)
+        if not tensor.dtype.is_floating:
+            raise TypeError(
+                f"`y0` must have a floating dtype; cast it. Received: {tensor.dtype.name}"
+            )
+        known = _known(tensor)
+        if known is not None and not np.all(np.isfinite(known)):
+            raise ValueError("`y0` must be finite. Received a state with NaN or infinite entries.")
+        return tensor
+
+    if not tf.nest.flatten(y0):
+        raise ValueError(f"`y0` must hold at least one tensor. Received: {y0!r}")
+    return tf.nest.map_structure(convert, y0)
+
+
+def _layout(y0, settings):
+    n = settings.batch_ndims
+    leaves = tf.nest.flatten(y0)
+    for leaf in leaves:
+        if leaf.shape.rank is None or leaf.shape.rank < n:
+            raise ValueError(
+                f"batch_ndims={n} needs leaves of `y0` with at least {n} axes of known rank. "
+                f"Received shape: {leaf.shape}"
+            )
+        if None in leaf.shape[n:]:
+            raise ValueError(
+                "the state axes of `y0` must have known sizes (batch axes need not). "
+                f"Received shape: {leaf.shape} with batch_ndims={n}"
+            )
+        if not leaf.shape[:n].is_compatible_with(leaves[0].shape[:n]):
+            raise ValueError(
+                "all leaves of `y0` must have the same batch shape. "
+                f"Received: {leaves[0].shape[:n]} and {leaf.shape[:n]}"
+            )
+    structure = tf.nest.map_structure(lambda leaf: tf.TensorSpec(leaf.shape, leaf.dtype), y0)
+    return StateLayout(structure, n, settings.joint)
+
+
+def _time(value, dtype, name, layout):
+    t = values.as_float(value, dtype, name)
+    batch = tf.TensorShape(layout.batch_shape)
+    if t.shape.rank not in (0, layout.batch_ndims) or (
+        t.shape.rank and not t.shape.is_compatible_with(batch)
+    ):
+        raise ValueError(
+            f"`{name}` must be a scalar or of the batch shape {batch}. Received shape: {t.shape}"
+        )
+    if t.shape.rank and layout.joint:
+        raise ValueError(f"`{name}` of each trajectory needs step_control='per_sample'.")
+    known = _known(t)
+    if known is not None and not np.all(np.isfinite(known)):
+        raise ValueError(f"`{name}` must be finite. Received: {value!r}")
+    return t
+
+
+def _saves(saveat, dtype, layout):
+    """Save times as `(n,)` or `(*batch, n)`, and their kind."""
+    if saveat is None:
+        return None, "none"
+    times = values.as_float(saveat, dtype, "saveat")
+    if times.shape.rank == 0:
+        return times[None], "scalar"
+    if times.shape[-1] == 0:
+        raise ValueError("`saveat` must hold at least one time. Received: an empty array")
+    if times.shape.rank == 1:
+        return times, "shared"
+    batch = tf.TensorShape(layout.batch_shape)
+    if layout.batch_ndims == 0 or not times.shape[:-1].is_compatible_with(batch):
+        raise ValueError(
+            f"`saveat` must be a number, a 1-D array or of shape (*batch, n) with the batch shape "
+            f"{batch}. Received shape: {times.shape}"
+        )
+    if layout.joint:
+        raise ValueError("`saveat` of each trajectory needs step_control='per_sample'.")
+    return times, "per_sample"
+
+
+def _check_times(t0, t1, saves, watched):
+    """Refuses save times that are unsorted or outside the span, where values are known."""
+    if saves is None:
+        return None
+    start, end, times = _known(t0), _known(t1), _known(saves)
+    if start is None or end is None or times is None:
+        return saves
+    start, end = start[..., None], end[..., None]
+    forwards = np.where(end >= start, 1.0, -1.0)
+    present = np.isfinite(times)
+    if times.ndim == 1 and not present.all():
+        raise ValueError(
+            "shared `saveat` times must be finite; only per-sample rows may be padded."
+        )
+    if np.any(present[..., 1:] & ~present[..., :-1]):
+        raise ValueError("NaN pads must come after all times of a row of `saveat`.")
+    if np.any(np.diff(times, axis=-1) * forwards < 0):
+        raise ValueError(
+            "`saveat` must be sorted in the direction of integration. "
+            f"Received: {times} for t_span from {start[..., 0]} to {end[..., 0]}"
+        )
+    slack = 4 * np.finfo(times.dtype).eps * np.maximum(np.abs(start), np.abs(end))
+    outside = ((times - start) * forwards < -slack) | ((end - times) * forwards < -slack)
+    if np.any(outside & present):
+        raise ValueError(
+            f"`saveat` must lie within t_span from {start[..., 0]} to {end[..., 0]}. "
+            f"Received: {times}"
+        )
+    if watched:
+        return saves
+    low, high = np.minimum(start, end), np.maximum(start, end)
+    return tf.convert_to_tensor(np.clip(times, low, high))
+
+
+def _tolerance(value, name, y0, dtype):
+    """A scalar, or a nest of tensors that broadcast to the state."""
+    leaves = tf.nest.flatten(values.as_nest(value))
+    tensors = [_positive_or_zero(leaf, dtype, name) for leaf in leaves]
+    if len(tensors) == 1 and tensors[0].shape.rank == 0:
+        return tensors[0]
+    targets = tf.nest.flatten(y0)
+    if len(tensors) != len(targets):
+        raise ValueError(
+            f"`{name}` must be a number or have the structure of `y0` ({len(targets)} leaves). "
+            f"Received: {len(tensors)} leaves"
+        )
+    for tensor, target in zip(tensors, targets, strict=True):
+        try:
+            shape = tf.broadcast_static_shape(tensor.shape, target.shape)
+        except ValueError:
+            shape = None
+        if shape is None or not shape.is_compatible_with(target.shape):
+            raise ValueError(
+                f"`{name}` must broadcast to the state's shape {target.shape}. "
+                f"Received shape: {tensor.shape}"
+            )
+    return tf.nest.pack_sequence_as(y0, tensors)
+
+
+def _positive_or_zero(leaf, dtype, name):
+    if isinstance(leaf, np.ndarray) and leaf.dtype == object:
+        leaf = leaf.astype(dtype.as_numpy_dtype)
+    tensor = values.as_float(leaf, dtype, name)
+    known = _known(tensor)
+    if known is not None and not np.all(known >= 0):
+        raise ValueError(f"`{name}` must not be negative or NaN. Received: {leaf!r}")
+    return tensor
+
+
+def _step_size(value, dtype, name, positive):
+    tensor = values.as_float(value, dtype, name)
+    if tensor.shape.rank != 0:
+        raise ValueError(f"`{name}` must be a scalar. Received shape: {tensor.shape}")
+    known = _known(tensor)
+    if known is not None and not (
+        np.isfinite(known) and (known > 0 or not positive and known == 0)
+    ):
+        kind = "positive" if positive else "zero or positive"
+        raise ValueError(f"`{name}` must be a finite {kind} number. Received: {value!r}")
+    return tensor

@@ -1,0 +1,200 @@
+"""Running a checked solve: as part of a graph, or eagerly through a compiled program."""
+
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from keras_neuralde import captures
+from keras_neuralde.adjoints.discrete import solve_discrete
+from keras_neuralde.fields import Field
+from keras_neuralde.integrate import ACCEPTED, REJECTED, STATUS, Plan, Terms, integrate
+from keras_neuralde.programs import ProgramCache, function_key
+from keras_neuralde.solution import Status
+
+_programs = ProgramCache()
+_RING_BYTES = 1 << 25
+
+
+def lift_field(f, layout, inputs):
+    """Traces the field once and checks what it returns."""
+    t_shape = layout.batch_shape
+    t = tf.TensorSpec(t_shape, layout.dtype)
+
+    def spec(leaf):
+        return None if leaf is None else tf.TensorSpec(leaf.shape, leaf.dtype)
+
+    p = tf.nest.map_structure(spec, inputs["p"])
+    function = captures.lift(_checked(f, layout), t, layout.structure, p)
+    return function
+
+
+def _checked(f, layout):
+    def field(t, y, p):
+        dy = f(t, y, p)
+        try:
+            tf.nest.assert_same_structure(layout.structure, dy)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                "f(t, y, p) must return the structure of `y`. "
+                f"Expected: {layout.structure}. Received: {dy}"
+            ) from error
+
+        def convert(leaf, spec):
+            leaf = tf.convert_to_tensor(leaf)
+            if leaf.dtype != spec.dtype:
+                raise TypeError(
+                    f"f(t, y, p) must return the dtype of `y`, {spec.dtype.name}. "
+                    f"Received: {leaf.dtype.name}"
+                )
+            same_rank = leaf.shape.rank is None or leaf.shape.rank == spec.shape.rank
+            if not same_rank or not leaf.shape.is_compatible_with(spec.shape):
+                raise ValueError(
+                    f"f(t, y, p) must return the shape of `y`, {spec.shape}. Received: {leaf.shape}"
+                )
+            return leaf
+
+        flat = tf.nest.flatten(dy)
+        specs = tf.nest.flatten(layout.structure)
+        leaves = [convert(leaf, spec) for leaf, spec in zip(flat, specs, strict=True)]
+        return tf.nest.pack_sequence_as(layout.structure, leaves)
+
+    return field
+
+
+def run_eagerly(f, settings, layout, inputs, shape):
+    """Runs an eager call through its compiled program."""
+    needs_gradient = _tape_is_active()
+
+    def signature(leaf):
+        return None if leaf is None else (tuple(leaf.shape), leaf.dtype.name)
+
+    def keyed(nest):
+        return repr(tf.nest.map_structure(lambda leaf: repr(signature(leaf)), nest))
+
+    references = []
+    key = (
+        function_key(f, references), settings, layout.batch_ndims, shape, needs_gradient,
+        keyed(inputs),
+    )  # fmt: skip
+
+    def make():
+        function = lift_field(f, layout, inputs)
+
+        # Compiling TFP's BDF takes longer than anybody waits.
+        jit = not settings.solver.delegated or settings.solver.compilable
+
+        @tf.function(jit_compile=jit, autograph=False)
+        def program(inputs):
+            return trace(function, settings, layout, inputs, shape, needs_gradient)
+
+        return program
+
+    return _programs.get(key, references, make)(inputs)
+
+
+def _tape_is_active():
+    from tensorflow.python.eager import record
+
+    return record.could_possibly_record()
+
+
+def trace(function, settings, layout, inputs, shape, needs_gradient):
+    """The solve as graph operations: tensors in, tensors out."""
+    leaves = tf.nest.flatten(inputs["y0"])
+    batch_dims = layout.batch_dims(leaves)
+    p_leaves = [leaf for leaf in tf.nest.flatten(inputs["p"]) if leaf is not None]
+    field = Field(function, layout, batch_dims, p_leaves)
+    y0 = layout.pack(inputs["y0"])
+    terms, bad = _terms(layout, inputs, y0, shape)
+    has_saves = terms.saves is not None
+    plan = Plan(
+        settings.solver,
+        settings.controller,
+        settings.norm,
+        settings.max_steps,
+        _segment(settings, y0, needs_gradient),
+        has_saves,
+        has_saves and needs_gradient and shape.time_gradient,
+        settings.first_step,
+    )
+    if settings.solver.delegated:
+        y, control, num_f = settings.solver.integrate(field, y0, terms)
+    elif needs_gradient:
+        y, control = solve_discrete(
+            plan, field, y0, terms, settings.checkpoints, shape.time_gradient
+        )
+    else:
+        outcome = integrate(plan, field.bind(field.theta), y0, terms)
+        y, control = outcome.y, outcome.control
+    if not settings.solver.delegated:
+        num_f = _evaluations(plan, control)
+    status = tf.where(bad, tf.cast(Status.BAD_TIMES, y.dtype), control[STATUS])
+    y = tf.where(bad[:, None], tf.constant(float("nan"), y.dtype), y)
+    control = tf.concat([control[:STATUS], status[None], control[STATUS + 1 :]], axis=0)
+    leading = [tf.shape(y)[0] if y.shape[0] is None else y.shape[0]] if has_saves else []
+    return {
+        "y": layout.unpack(y, batch_dims, leading),
+        "control": control,
+        "t": terms.t_end if not has_saves else inputs["saves"],
+        "num_f": num_f,
+        "batch_like": leaves[0],
+    }
+
+
+def _evaluations(plan, control):
+    """Evaluations of the field, per row."""
+    solver = plan.solver
+    once = int(solver.carries_slope) + plan.first_step * (2 - solver.carries_slope)
+    steps = tf.cast(control[ACCEPTED] + control[REJECTED], tf.int32)
+    return once + steps * solver.evaluations(dense=plan.saves)
+
+
+def _terms(layout, inputs, y0, shape):
+    """The loop's constants; and which rows have times that cannot be served."""
+    rows = tf.shape(y0)[0]
+
+    def per_row(t):
+        return tf.broadcast_to(tf.reshape(t, [-1]), [rows])
+
+    t0, t1 = per_row(inputs["t0"]), per_row(inputs["t1"])
+    one = tf.ones_like(t0)
+    direction = tf.where(t1 >= t0, one, -one)
+    saves, t_end = None, t1
+    bad = ~tf.math.is_finite(t0 + t1)
+    if shape.saves != "none":
+        saves = inputs["saves"]
+        n = saves.shape[-1] or tf.shape(saves)[-1]
+        saves = tf.transpose(tf.reshape(saves, [-1, n]))
+        present = tf.math.is_finite(saves)
+        ahead = tf.where(present, direction * saves, direction * t0)
+        # Zero times t1, so that its gradient is a zero and not missing.
+        t_end = direction * tf.reduce_max(ahead, axis=0) + 0.0 * t1
+        slack = 4 * np.finfo(y0.dtype.as_numpy_dtype).eps * tf.maximum(tf.abs(t0), tf.abs(t1))
+        bad |= tf.reduce_any(ahead < direction * t0 - slack, axis=0)
+        bad |= direction * t_end > direction * t1 + slack
+        bad |= tf.reduce_any(present[1:] & (ahead[1:] < ahead[:-1]), axis=0)
+        bad |= tf.reduce_any(present[1:] & ~present[:-1], axis=0)
+    t_end = tf.where(bad, t0, t_end)
+
+    def tolerance(value):
+        leaves = tf.nest.flatten(value)
+        if len(leaves) == 1 and leaves[0].shape.rank == 0:
+            return leaves[0]
+        targets = tf.nest.flatten(inputs["y0"])
+        full = [tf.broadcast_to(a, tf.shape(b)) for a, b in zip(leaves, targets, strict=True)]
+        return layout.pack(tf.nest.pack_sequence_as(layout.structure, full))
+
+    return Terms(
+        t0, t_end, direction, tolerance(inputs["rtol"]), tolerance(inputs["atol"]),
+        inputs["dt0"], inputs["dt_min"], saves,
+    ), bad  # fmt: skip
+
+
+def _segment(settings, y0, needs_gradient):
+    """Turns per segment, a power of two: all checkpoints' worth, or what memory allows."""
+    if needs_gradient:
+        return 1 << int(math.log2(settings.checkpoints))
+    rows, width = y0.shape[0] or 256, y0.shape[1] or 256
+    row_bytes = max(1, rows * (2 + width * (1 + settings.solver.dense_degree())) * 8)
+    return 1 << max(4, min(10, int(math.log2(max(1, _RING_BYTES // row_bytes)))))

@@ -1,0 +1,148 @@
+"""The benchmarks run: tiny sizes, this package and SciPy, accuracy but never times."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("scipy")
+
+from benchmarks import reference, table, workloads
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+NAMES = [workload.name for workload in workloads.WORKLOADS]
+# Largest error relative to the largest reference value, at the tolerances of each workload.
+BOUNDS = {
+    "lotka_volterra_solve": 1e-5,
+    "lotka_volterra_gradient": 1e-4,
+    "spiral_train_1": 1e-2,
+    "spiral_train_64": 1e-2,
+    "ensemble_final": 1e-5,
+    "ensemble_101": 1e-5,
+    "mlp_gradient": 1e-2,
+}
+
+
+def workload(name):
+    return workloads.smoke(next(w for w in workloads.WORKLOADS if w.name == name))
+
+
+def run(tmp_path, names):
+    command = [sys.executable, "-m", "benchmarks.run", "--smoke", "--peers", "scipy"]
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path), "--only", *names],
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in names}
+
+
+def check(record):
+    assert record["machine"]["cores"] >= 1
+    assert record["spec"]["name"] == record["name"]
+    assert record["tools"]["keras_neuralde"]["versions"]["tensorflow"]
+    assert ("scipy" in record["tools"]) == (record["spec"]["task"] == "solve")
+    for name, tool in record["tools"].items():
+        assert tool["error"]["rms"] <= tool["error"]["max"] <= BOUNDS[record["name"]], name
+        assert len(tool["call_s"]) == record["rounds"]
+        assert record["ratios"][name].keys() == {"call", "fastest"}
+    assert len(record["tools"]["keras_neuralde"]["loop_s"]) == record["rounds"]
+
+
+def test_one_workload_runs_and_is_accurate(tmp_path):
+    record = run(tmp_path, ["lotka_volterra_solve"])["lotka_volterra_solve"]
+    check(record)
+    assert record["ratios"]["keras_neuralde"] == {"call": 1.0, "fastest": 1.0}
+
+
+@pytest.mark.slow
+def test_every_workload_runs_and_is_accurate(tmp_path):
+    for record in run(tmp_path, NAMES).values():
+        check(record)
+
+
+def test_a_failed_tool_is_reported_and_fails_the_run(tmp_path, monkeypatch):
+    from benchmarks import run as harness
+
+    broken = dict.fromkeys(harness.TOOLS, harness.TOOLS["scipy"])  # SciPy has no gradients
+    monkeypatch.setattr("benchmarks.tools.TOOLS", broken)
+    monkeypatch.setattr(harness, "TOOLS", broken)
+    names = ["--only", "lotka_volterra_gradient"]
+    assert harness.main(["--smoke", "--output", str(tmp_path), *names]) == 1
+    record = json.loads((tmp_path / "lotka_volterra_gradient.json").read_text())
+    assert "SciPy only solves" in record["tools"]["diffrax"]["failed"]
+
+
+def test_the_page_shows_every_result(tmp_path, monkeypatch):
+    tools = {
+        "keras_neuralde": sample([1e-4, 2e-4, 3e-4], [5e-5, 6e-5, 7e-5]),
+        "scipy": sample([1e-2, 2e-2, 3e-2], []),
+        "diffrax": {"failed": "no | environment"},
+    }
+    ratios = {
+        "keras_neuralde": {"call": 1.0, "fastest": 1.0},
+        "scipy": {"call": 100.0, "fastest": 333.0},
+    }
+    given = next(w for w in workloads.WORKLOADS if w.name == NAMES[0])
+    record = {
+        "title": given.title,
+        "text": given.text,
+        "spec": given.spec(),
+        "date": "2026-01-01",
+        "machine": {"cpu": "a CPU", "cores": 2, "load_before": 0.1},
+        "tools": tools,
+        "ratios": ratios,
+    }
+    (tmp_path / f"{NAMES[0]}.json").write_text(json.dumps(record))
+    monkeypatch.setattr(table, "PAGE", tmp_path / "docs" / "benchmarks.md")
+    table.write(tmp_path)
+    page = table.PAGE.read_text()
+    assert "| keras_neuralde | 1.5 s | 200 µs | 60 µs | 1 | 1 | 2e-06 |" in page
+    assert "| scipy | 1.5 s | 20 ms | – | 100 | 333 | 2e-06 |" in page
+    assert "failed: no / environment" in page
+    assert "a CPU, 2 cores" in page
+
+
+def sample(call, loop):
+    return {
+        "compile_s": 1.5,
+        "loop_compile_s": 2.0 if loop else None,
+        "call_s": call,
+        "loop_s": loop,
+        "error": {"max": 2e-6, "rms": 1e-6},
+        "versions": {"numpy": "2"},
+    }
+
+
+@pytest.mark.parametrize("name", ["lotka_volterra_gradient", "spiral_train_1", "mlp_gradient"])
+def test_reference_gradients_agree_with_finite_differences(name):
+    given = workload(name)
+    exact = reference._in_float64(workloads.inputs(given))
+    target = reference._target(given, exact)
+    gradient = reference._reference(given, exact, target)
+
+    def loss(shift):
+        p, start = [], 0
+        for leaf in exact["p"]:
+            p.append(leaf + shift[start : start + leaf.size].reshape(leaf.shape))
+            start += leaf.size
+        field, _ = reference.field_of(given, p)
+        y = reference.states(field, exact["y0"], exact["times"])
+        return np.sum((y - target) ** 2) / (given.batch or 1)
+
+    direction = np.random.default_rng(1).standard_normal(gradient.size)
+    slope = (loss(1e-5 * direction) - loss(-1e-5 * direction)) / 2e-5
+    np.testing.assert_allclose(gradient @ direction, slope, rtol=1e-7)
+
+
+def test_reference_gradient_of_lotka_volterra_at_full_size():
+    given = next(w for w in workloads.WORKLOADS if w.name == "lotka_volterra_gradient")
+    found = np.load(reference.arrays(given))["reference"]
+    expected = [52.94298897335, -786.15367143663, 880.25188338715, -2948.62767698706]
+    np.testing.assert_allclose(found, expected, rtol=1e-11)
