@@ -1,12 +1,13 @@
-"""Tracing a user's function once, with everything it closes over lifted into arguments.
+"""What a user's function closes over, found by tracing it once.
 
 A tensor that a function closes over is invisible to a custom gradient: in graph mode its gradient
-would silently be lost. Here the function is traced once; the tensors it captured become explicit
-arguments that the custom gradient differentiates like any other. Variables stay what they are: the
-custom gradient reports them through TensorFlow's own `variables` argument.
+would silently be lost. Here the function is traced once; the floating tensors it captured are
+listed, so that the custom gradient takes them as arguments like any other. Variables stay what
+they are: the custom gradient reports them through TensorFlow's own `variables` argument.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -15,21 +16,32 @@ from tensorflow.python.framework import errors_impl
 
 @dataclasses.dataclass(frozen=True)
 class LiftedFunction:
-    """A traced function whose captured tensors are arguments.
+    """A function whose captured tensors are known.
 
     Attributes:
+        inline: the function of its flat tensor arguments, to be called while a graph is built;
+            captured tensors are read where they are. `None` when AutoGraph had to translate it.
         concrete: the traced `ConcreteFunction`.
         captures: tensors with a floating dtype that the function closes over, in order.
         variables: the floating `tf.Variable`s that it reads.
     """
 
+    inline: Callable | None
     concrete: Any
     captures: tuple
     variables: tuple
     _lifted: tuple
 
-    def __call__(self, args, captures):
-        """Calls the function.
+    def __call__(self, args):
+        """Calls the function on its flat arguments; captured tensors are read where they are."""
+        # Its operations become part of the caller's graph: behind a call, XLA would take shapes
+        # for values and compile anew for every value.
+        if self.inline is not None:
+            return self.inline(*args)
+        return self.substituted(args, self.captures)
+
+    def substituted(self, args, captures):
+        """Calls the function with other tensors in place of those it captured.
 
         Args:
             args: the flat list of its tensor arguments.
@@ -46,7 +58,7 @@ class LiftedFunction:
 
 
 def lift(f, *specs):
-    """Traces `f` for the given nests of `tf.TensorSpec` and lifts its captured tensors.
+    """Traces `f` for the given nests of `tf.TensorSpec` and finds its captured tensors.
 
     Args:
         f: a Python callable or `tf.function`.
@@ -63,16 +75,15 @@ def lift(f, *specs):
         filled = [None if spec is None else next(tensors) for spec in flat_specs]
         return f(*tf.nest.pack_sequence_as(specs, filled))
 
-    concrete = _trace(flat, present)
+    try:
+        concrete = tf.function(flat, autograph=False).get_concrete_function(*present)
+        inline = flat
+    except errors_impl.OperatorNotAllowedInGraphError:
+        # A Python `if` or loop over tensors: let AutoGraph translate it.
+        concrete = tf.function(flat, autograph=True).get_concrete_function(*present)
+        inline = None
     captured = concrete.captured_inputs
     lifted = tuple(i for i, tensor in enumerate(captured) if tensor.dtype.is_floating)
     variables = tuple(v for v in concrete.graph.variables if v.dtype.is_floating)
-    return LiftedFunction(concrete, tuple(captured[i] for i in lifted), variables, lifted)
-
-
-def _trace(flat, specs):
-    try:
-        return tf.function(flat, autograph=False).get_concrete_function(*specs)
-    except errors_impl.OperatorNotAllowedInGraphError:
-        # A Python `if` or loop over tensors: let AutoGraph translate it.
-        return tf.function(flat, autograph=True).get_concrete_function(*specs)
+    captures = tuple(captured[i] for i in lifted)
+    return LiftedFunction(inline, concrete, captures, variables, lifted)

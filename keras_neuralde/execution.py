@@ -104,7 +104,8 @@ def trace(function, settings, layout, inputs, shape, needs_gradient):
     leaves = tf.nest.flatten(inputs["y0"])
     batch_dims = layout.batch_dims(leaves)
     p_leaves = [leaf for leaf in tf.nest.flatten(inputs["p"]) if leaf is not None]
-    field = Field(function, layout, batch_dims, p_leaves)
+    delegated = settings.solver.delegated
+    field = Field(function, layout, batch_dims, p_leaves, substitute=delegated)
     y0 = layout.pack(inputs["y0"])
     terms, bad = _terms(layout, inputs, y0, shape)
     has_saves = terms.saves is not None

@@ -11,9 +11,12 @@ class Field:
         layout: the `StateLayout`.
         batch_dims: the batch shape as the layout's `batch_dims` gives it.
         p_leaves: all leaves of `p`; floating ones are differentiable and replaced by `theta`.
+        substitute: whether captured tensors are replaced by `theta` too. Without it they are read
+            where they are, and gradients reach them through a tape that watches them.
     """
 
-    def __init__(self, function, layout, batch_dims, p_leaves):
+    def __init__(self, function, layout, batch_dims, p_leaves, substitute=False):
+        self._substitute = substitute
         self._function = function
         self._layout = layout
         self._batch_dims = batch_dims
@@ -24,6 +27,11 @@ class Field:
     def variables(self):
         """Variables that the field reads by itself."""
         return self._function.variables
+
+    @property
+    def captures(self):
+        """Tensors that the field closes over: the last entries of `theta`."""
+        return list(self._function.captures)
 
     @property
     def theta(self):
@@ -38,7 +46,10 @@ class Field:
         nested = self._layout.unpack(y, self._batch_dims)
         time = self._time(t, nested)
         arguments = [time, *tf.nest.flatten(nested), *leaves]
-        derivative = self._function(arguments, theta[len(self._floating) :])
+        if self._substitute:
+            derivative = self._function.substituted(arguments, theta[len(self._floating) :])
+        else:
+            derivative = self._function(arguments)
         packed = self._layout.pack(derivative)
         packed.set_shape(y.shape)
         return packed

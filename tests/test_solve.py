@@ -318,12 +318,14 @@ class TestTwoLives:
             traces.append(1)
             return -p * y
 
+        counts = []
         for k in range(3):
             problem = nde.ODEProblem(field, np.ones(2) * (k + 1), (0.0, 1.0 + k), 1.0 + k)
             nde.solve(
                 problem, saveat=np.array([0.5, 0.7]) * (k + 1), rtol=10.0 ** (-3 - k), dt0=0.1 + k
             )
-        assert len(traces) == 1
+            counts.append(len(traces))
+        assert counts[0] == counts[1] == counts[2]
 
     def test_a_lambda_made_anew_reuses_its_program(self):
         from keras_neuralde.solve import _programs

@@ -118,13 +118,14 @@ class Solver:
         times = [t, t_next] if time_gradient else []
         variables = list(field.variables)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch([*times, y, *theta, *variables])
+            tape.watch([*times, y, *theta, *field.captures, *variables])
             y1, dense = self.advance(field.bind(theta), t, t_next, y, dense_bar is not None)
         targets, cotangents = [y1], [y1_bar]
         if dense_bar is not None:
             targets.append(dense)
             cotangents.append(dense_bar)
-        sources = [*times, y, *theta, *variables]
+        parameters = theta[: len(theta) - len(field.captures)]
+        sources = [*times, y, *parameters, *field.captures, *variables]
         bars = tape.gradient(targets, sources, output_gradients=cotangents)
         bars = [
             tf.zeros_like(source) if bar is None else tf.convert_to_tensor(bar)

@@ -313,9 +313,8 @@ VERN7 = ButcherTableau(
 )
 
 # DOP853. Its thirteenth stage, the field at the end of the step, starts the next step and serves
-# the dense output, whose nested form (equation II.6.32 and the text after it) is expanded here in
-# powers of θ. The effective order of the damped estimate e5² / sqrt(e5² + (0.1 e3)²) is
-# 2 (5 + 1) - (3 + 1) - 1 = 7.
+# the dense output, whose published nested form (section II.6) is expanded here in powers of θ. The
+# effective order of the damped estimate e5² / sqrt(e5² + (0.1 e3)²) is 2 (5 + 1) - (3 + 1) - 1 = 7.
 DOPRI8 = ButcherTableau(
     name="dopri8",
     order=8,
@@ -625,6 +624,6 @@ DOPRI8 = ButcherTableau(
     ),
     dense_order=7,
     source="E. Hairer, S. P. Nørsett & G. Wanner, Solving Ordinary Differential Equations I, "
-    "2nd ed. 1993, sections II.5, II.6 and II.10 (DOP853), after P. J. Prince & J. R. Dormand, Journal of "
-    "Computational and Applied Mathematics 7, 1981, pp. 67-75",
+    "2nd ed. 1993, sections II.5, II.6 and II.10 (DOP853), after P. J. Prince & J. R. Dormand, "
+    "Journal of Computational and Applied Mathematics 7, 1981, pp. 67-75",
 )

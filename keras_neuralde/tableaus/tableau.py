@@ -31,7 +31,7 @@ class ButcherTableau:
             error estimate.
         error_damping: s weights of a second, coarser estimate e3 (DOP853 only); the error is then
             `e5² / sqrt(e5² + (0.1 e3)²)` with e5 from `error`, componentwise (Hairer, Nørsett &
-            Wanner, equation II.10.17). Defaults to `()`.
+            Wanner, section II.10). Defaults to `()`.
         error_order: the order of the embedded formula; the error estimate falls like
             `h^(error_order + 1)`, and it is this power that counts where `error_damping` mixes
             two estimates. `None` without an error estimate.
@@ -100,7 +100,7 @@ class ButcherTableau:
 
         They are the table's own where it has them. Otherwise they are those of the cubic Hermite
         polynomial through both ends of the step and their slopes (Hairer, Nørsett & Wanner,
-        equation II.6.7), which needs the field at the end of the step: one extra stage, unless
+        section II.6), which needs the field at the end of the step: one extra stage, unless
         the last stage is that already.
 
         Returns:

@@ -145,7 +145,9 @@ class TestTraining:
         assert len(history.history["loss"]) == 2
 
     def test_gradient_with_respect_to_input_and_weights(self):
-        layer = nde.NeuralODE(Linear(dtype="float64"), (0.0, 1.0), dtype="float64", rtol=1e-9, atol=1e-10)
+        layer = nde.NeuralODE(
+            Linear(dtype="float64"), (0.0, 1.0), dtype="float64", rtol=1e-9, atol=1e-10
+        )
         y0 = tf.constant(Y0, tf.float64)
         with tf.GradientTape() as tape:
             tape.watch(y0)
@@ -219,7 +221,11 @@ class TestConformance(testing.TestCase):
         ):
             self.run_layer_test(
                 nde.NeuralODE,
-                init_kwargs={"model": network(3, dropout=dropout), "t_span": (0.0, 1.0), **keywords},
+                init_kwargs={
+                    "model": network(3, dropout=dropout),
+                    "t_span": (0.0, 1.0),
+                    **keywords,
+                },
                 input_shape=(4, 3),
                 expected_output_shape=shape,
                 expected_num_trainable_weights=4,

@@ -3,7 +3,7 @@
 A rooted tree is the tuple of its subtrees in a fixed order; the single node is `()`. For every tree
 τ the method must satisfy Σ_i b_i Φ_i(τ) = 1 / γ(τ), and its continuous extension Σ_i b_i(θ) Φ_i(τ)
 = θ^ρ(τ) / γ(τ), with ρ the number of nodes (Hairer, Nørsett & Wanner, "Solving Ordinary
-Differential Equations I", theorems II.2.13 and II.6.1).
+Differential Equations I", sections II.2 and II.6).
 """
 
 import functools

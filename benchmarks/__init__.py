@@ -1,0 +1,1 @@
+"""Benchmarks beside other solvers: one run, one machine, error beside time."""

@@ -1,0 +1,130 @@
+"""The page docs/benchmarks.md, made from the JSON files of the last run.
+
+Run from the checkout root:
+
+    python -m benchmarks.table
+"""
+
+import json
+import pathlib
+import statistics
+
+from benchmarks.tools import TOOLS
+from benchmarks.workloads import WORKLOADS
+
+_HERE = pathlib.Path(__file__).parent
+PAGE = _HERE.parent / "docs" / "benchmarks.md"
+_INTRODUCTION = """\
+# Benchmarks
+
+<!-- Made by `python -m benchmarks.table` from benchmarks/results; edits here are lost. -->
+
+One run on one machine: each tool in a process and an environment of its own, times taken in rounds,
+one tool after the other. Tolerances are the same numbers for every tool; what each of them made of
+these numbers stands in the error column. Measure on your own machine with `make bench`.
+
+- **compile**: what the first call takes longer than the next ones.
+- **call**: one call from Python, with its result ready.
+- **in a loop**: one of many calls inside one compiled loop, each depending on the one before. For a
+  training step these are the first 100 steps of a training, which need more work than the first
+  step alone; `torchdiffeq` makes them in a Python loop.
+- **× call**, **× fastest**: how many times longer than `keras_neuralde` (above 1: slower than it),
+  for a call, and for the loop (a call where a tool has no loop).
+- **error**: largest distance from a reference (DOP853 at 1e-13, gradients from its adjoint
+  equation), divided by the largest reference value; for a training step, that of the gradient.
+"""
+_HEADER = (
+    "| tool | compile | call | in a loop | × call | × fastest | error |\n"
+    "|---|---|---|---|---|---|---|"
+)
+
+
+def rows(record):
+    """The lines of one workload's table, without its header.
+
+    Args:
+        record: the content of a results file.
+
+    Returns:
+        A list of strings.
+    """
+    return [_row(name, tool, record["ratios"]) for name, tool in record["tools"].items()]
+
+
+def _row(name, tool, ratios):
+    if "failed" in tool:
+        return f"| {name} | failed: {tool['failed'].replace('|', '/')[:200]} |||||| "
+    ratio = ratios.get(name, {})
+    cells = [
+        name,
+        _time(tool["compile_s"]),
+        _time(_median(tool["call_s"])),
+        _time(_median(tool["loop_s"])),
+        _times(ratio.get("call")),
+        _times(ratio.get("fastest")),
+        f"{tool['error']['max']:.0e}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _median(samples):
+    return statistics.median(samples) if samples else None
+
+
+def _time(seconds):
+    if seconds is None:
+        return "–"
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} µs"
+
+
+def _times(ratio):
+    return "–" if ratio is None else f"{ratio:.2g}" if ratio < 10 else f"{ratio:.0f}"
+
+
+def write(results):
+    """Writes the page.
+
+    Args:
+        results: the directory of the JSON files.
+    """
+    paths = [pathlib.Path(results) / f"{workload.name}.json" for workload in WORKLOADS]
+    records = [json.loads(path.read_text()) for path in paths if path.exists()]
+    parts = [_INTRODUCTION, _tools_text(records)]
+    for record in records:
+        spec = record["spec"]
+        settings = f"{spec['dtype']}, rtol {spec['rtol']:g}, atol {spec['atol']:g}"
+        parts.append(f"## {record['title']}\n\n{record['text']} {settings}.\n")
+        parts.append("\n".join([_HEADER, *rows(record), ""]))
+        parts.append(_circumstances(record))
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text("\n".join(parts))
+
+
+def _tools_text(records):
+    names = [name for name in TOOLS if any(name in record["tools"] for record in records)]
+    return "\n".join([f"- `{name}`: {TOOLS[name].text}." for name in names] + [""])
+
+
+def _circumstances(record):
+    machine = record["machine"]
+    versions = {}
+    for tool in record["tools"].values():
+        versions |= tool.get("versions", {})
+    listed = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return (
+        f"{record['date']}, {machine['cpu']}, {machine['cores']} cores, load "
+        f"{machine['load_before']} before; {listed}.\n"
+    )
+
+
+def main():
+    """The command line."""
+    write(_HERE / "results")
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    main()

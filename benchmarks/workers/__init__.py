@@ -1,0 +1,1 @@
+"""One worker per tool; each runs in the tool's own process and environment."""

@@ -1,0 +1,151 @@
+"""keras_neuralde: tsit5 through `solve`, with the tape inside the compiled function."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import tensorflow as tf
+
+import keras_neuralde as nde
+from benchmarks.workers.serve import Program, agree, decreased, serve
+
+
+def build(spec, arrays):
+    """The workload in this package; see `benchmarks.workers.serve.Program`."""
+    y0, p = tf.constant(arrays["y0"]), [tf.constant(leaf) for leaf in arrays["p"]]
+    states = _states(spec, tf.constant(arrays["times"]))
+    loss = _loss(states, tf.constant(arrays["target"]), spec["batch"] or 1)
+    if spec["task"] == "train":
+        return _training(spec, loss, y0, p)
+    return _evaluation(spec, states if spec["task"] == "solve" else _gradient(loss), y0, p)
+
+
+def _field(spec):
+    def lotka_volterra(t, y, p):
+        u, v = tf.unstack(y, axis=-1)
+        a, b, c, d = tf.unstack(p[0], axis=-1)
+        return tf.stack([a * u - b * u * v, -c * v + d * u * v], -1)
+
+    def mlp(t, y, p):
+        x = y ** spec["power"]
+        for weight, bias in zip(p[:-2:2], p[1:-2:2], strict=True):
+            x = tf.tanh(x @ weight + bias)
+        return x @ p[-2] + p[-1]
+
+    return {"lotka_volterra": lotka_volterra, "mlp": mlp}[spec["field"]]
+
+
+def _states(spec, times):
+    """A function of y0 and p that returns the kept states, time first."""
+    final = spec["num_saves"] is None
+    field = _field(spec)
+
+    def states(y0, p):
+        y = nde.solve(
+            nde.ODEProblem(field, y0, (0.0, spec["t1"]), p),
+            "tsit5",
+            saveat=None if final else times,
+            rtol=spec["rtol"],
+            atol=spec["atol"],
+            batch_ndims=0 if spec["batch"] is None else 1,
+            step_control="joint" if spec["joint"] else "per_sample",
+        ).y
+        return y[None] if final else y
+
+    return states
+
+
+def _loss(states, target, batch):
+    return lambda y0, p: tf.reduce_sum((states(y0, p) - target) ** 2) / batch
+
+
+def _gradient(loss):
+    def gradient(y0, p):
+        with tf.GradientTape() as tape:
+            tape.watch(p)
+            value = loss(y0, p)
+        return tape.gradient(value, p)
+
+    return gradient
+
+
+def _total(result):
+    return tf.add_n([tf.reduce_sum(leaf) for leaf in tf.nest.flatten(result)])
+
+
+def _evaluation(spec, task, y0, p):
+    """Solves and gradients: a call is compiled alone, the loop feeds each result to the next."""
+    task_jit = tf.function(task, jit_compile=True)
+
+    @tf.function(jit_compile=True)
+    def loop(y0, p, count):
+        def turn(k, y0, total):
+            result = _total(task(y0, p))
+            return k + 1, y0 + 1e-20 * result, total + result
+
+        start = (0, y0, tf.zeros((), y0.dtype))
+        return tf.while_loop(lambda k, *_: k < count, turn, start)[2]
+
+    def values(result):
+        if spec["task"] == "gradient":
+            return np.concatenate([leaf.numpy().ravel() for leaf in result])
+        return result.numpy()
+
+    count = tf.constant(spec["loop"])
+    return Program(
+        call=lambda: task_jit(y0, p),
+        values=values,
+        loop=lambda: float(loop(y0, p, count)),
+        check_loop=lambda result, total: agree(_total(result), total, spec["loop"]),
+    )
+
+
+def _adam(k, p, first, second, slopes, learning_rate):
+    """Kingma and Ba (2015), algorithm 1, with its default constants; k counts from 1."""
+    k = tf.cast(k, p[0].dtype)
+    first = [0.9 * m + 0.1 * g for m, g in zip(first, slopes, strict=True)]
+    second = [0.999 * v + 0.001 * g * g for v, g in zip(second, slopes, strict=True)]
+    scale = learning_rate * tf.sqrt(1 - 0.999**k) / (1 - 0.9**k)
+    moved = [
+        leaf - scale * m / (tf.sqrt(v) + 1e-8 * tf.sqrt(1 - 0.999**k))
+        for leaf, m, v in zip(p, first, second, strict=True)
+    ]
+    return moved, first, second
+
+
+def _training(spec, loss, y0, p):
+    zeros = [tf.zeros_like(leaf) for leaf in p]
+
+    def step(y0, k, p, first, second):
+        with tf.GradientTape() as tape:
+            tape.watch(p)
+            value = loss(y0, p)
+        slopes = tape.gradient(value, p)
+        return *_adam(k, p, first, second, slopes, spec["learning_rate"]), value
+
+    step_jit = tf.function(step, jit_compile=True)
+
+    @tf.function(jit_compile=True)
+    def loop(y0, p, first, second, count):
+        def turn(k, p, first, second, _):
+            return k + 1, *step(y0, k, p, first, second)
+
+        start = (1, p, first, second, tf.zeros((), y0.dtype))
+        return tf.while_loop(lambda k, *_: k <= count, turn, start)[4]
+
+    def values(result):
+        """The gradient, from the first moment after one step: m = (1 - 0.9) g."""
+        return np.concatenate([leaf.numpy().ravel() for leaf in result[1]]) / (1 - 0.9)
+
+    one, count = tf.constant(1), tf.constant(spec["loop"])
+    return Program(
+        call=lambda: step_jit(y0, one, p, zeros, zeros),
+        values=values,
+        loop=lambda: float(loop(y0, p, zeros, zeros, count)),
+        check_loop=lambda result, last: decreased(float(result[3]), last),
+    )
+
+
+if __name__ == "__main__":
+    serve(build, ("tensorflow", "keras", "numpy"), {"keras_neuralde": nde.__version__})

@@ -1,0 +1,24 @@
+"""What the README shows runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_block_runs(number, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(BLOCKS[number], f"README.md, block {number + 1}", "exec"), names)
+    if "history" in names:
+        loss = names["history"].history["loss"]
+        assert loss[-1] < 0.05 * loss[0]
+
+
+def test_there_is_an_example():
+    assert BLOCKS
