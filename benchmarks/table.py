@@ -21,7 +21,8 @@ _INTRODUCTION = """\
 
 One run on one machine: each tool in a process and an environment of its own, times taken in rounds,
 one tool after the other. Tolerances are the same numbers for every tool; what each of them made of
-these numbers stands in the error column. Measure on your own machine with `make bench`.
+these numbers stands in the error column. Where a line says "one core", every tool is kept to one core,
+which makes all of them faster. Measure on your own machine with `make bench`.
 
 - **compile**: what the first call takes longer than the next ones.
 - **call**: one call from Python, with its result ready.
@@ -53,7 +54,8 @@ def rows(record):
 
 def _row(name, tool, ratios):
     if "failed" in tool:
-        return f"| {name} | failed: {tool['failed'].replace('|', '/')[:200]} |||||| "
+        said = tool["failed"].replace("|", "/")[:300]
+        return f"| {name} | failed: {said} | | | | | |"
     ratio = ratios.get(name, {})
     cells = [
         name,
@@ -95,7 +97,8 @@ def write(results):
     parts = [_INTRODUCTION, _tools_text(records)]
     for record in records:
         spec = record["spec"]
-        settings = f"{spec['dtype']}, rtol {spec['rtol']:g}, atol {spec['atol']:g}"
+        cores = ", one core" if spec["cores"] == 1 else ""
+        settings = f"{spec['dtype']}, rtol {spec['rtol']:g}, atol {spec['atol']:g}{cores}"
         parts.append(f"## {record['title']}\n\n{record['text']} {settings}.\n")
         parts.append("\n".join([_HEADER, *rows(record), ""]))
         parts.append(_circumstances(record))

@@ -116,8 +116,13 @@ class Worker:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 closed in close()
         self._process = subprocess.Popen(
             [python_of(tool), "-m", f"benchmarks.workers.{tool.worker}"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, cwd=ROOT,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            cwd=ROOT,
+            preexec_fn=functools.partial(_keep_to, cores),
+        )
 
     def ask(self, question):
         """Sends one JSON object and returns the answer.

@@ -2,6 +2,7 @@
 
 from keras_neuralde import controllers as controllers
 from keras_neuralde import layers as layers
+from keras_neuralde import optimizers as optimizers
 from keras_neuralde import solvers as solvers
 from keras_neuralde.layers import NeuralODE as NeuralODE
 from keras_neuralde.problems import ODEProblem as ODEProblem
@@ -10,5 +11,7 @@ from keras_neuralde.solution import SolveError as SolveError
 from keras_neuralde.solution import Stats as Stats
 from keras_neuralde.solution import Status as Status
 from keras_neuralde.solve import solve as solve
+from keras_neuralde.training import ClosureTrainer as ClosureTrainer
+from keras_neuralde.training import Model as Model
 
 __version__ = "0.1.0.dev0"

@@ -109,6 +109,7 @@ def _at_least(name, value, least):
 
 
 def check_problem(problem):
+    """Refuses what is no problem that the solvers of this package can take."""
     if not isinstance(problem, ODEProblem):
         raise TypeError(
             "`problem` must be an ODEProblem. "

@@ -328,7 +328,7 @@ class TestTwoLives:
         assert counts[0] == counts[1] == counts[2]
 
     def test_a_lambda_made_anew_reuses_its_program(self):
-        from keras_neuralde.solve import _programs
+        from keras_neuralde.execution import _programs
 
         scale = tf.constant(2.0)
 
