@@ -71,8 +71,8 @@ def lift(f, *specs):
     present = [spec for spec in flat_specs if spec is not None]
 
     def flat(*tensors):
-        tensors = iter(tensors)
-        filled = [None if spec is None else next(tensors) for spec in flat_specs]
+        remaining = iter(tensors)
+        filled = [None if spec is None else next(remaining) for spec in flat_specs]
         return f(*tf.nest.pack_sequence_as(specs, filled))
 
     try:

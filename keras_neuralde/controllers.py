@@ -85,7 +85,7 @@ def get(identifier):
     if isinstance(identifier, (Constant, PID)):
         return identifier
     if isinstance(identifier, dict):
-        kind = {"Constant": Constant, "PID": PID}.get(identifier.get("class_name"))
+        kind = {"Constant": Constant, "PID": PID}.get(str(identifier.get("class_name")))
         if kind is not None:
             return kind(**identifier.get("config", {}))
     if isinstance(identifier, str) and identifier in _NAMED:

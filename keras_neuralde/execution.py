@@ -72,7 +72,7 @@ def run_eagerly(f, settings, layout, inputs, shape):
     def keyed(nest):
         return repr(tf.nest.map_structure(lambda leaf: repr(signature(leaf)), nest))
 
-    references = []
+    references: list = []
     key = (
         function_key(f, references), settings, layout.batch_ndims, shape, needs_gradient,
         keyed(inputs),

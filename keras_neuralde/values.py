@@ -60,7 +60,7 @@ def common_dtype(y0, p):
     Raises:
         TypeError: for mixed, complex or half-precision dtypes.
     """
-    found = {}
+    found: dict = {}
     for name, nest in (("y0", y0), ("p", p)):
         for leaf in tf.nest.flatten(nest):
             dtype = _dtype_of(leaf) if leaf is not None else None

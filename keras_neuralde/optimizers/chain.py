@@ -41,7 +41,7 @@ class Chain(keras.optimizers.Optimizer):
         steps = [int(count) for count in steps if count is not None]
         if len(optimizers) < 1 or len(steps) != len(optimizers) - 1 or any(n < 0 for n in steps):
             raise ValueError(
-                f"`steps` must hold the train steps of each of {len(optimizers)} stages but the last. "
+                f"`steps` must hold one number for each of {len(optimizers)} stages but the last. "
                 f"Received: {steps}"
             )
         if any(isinstance(optimizer, ClosureOptimizer) for optimizer in optimizers[:-1]):

@@ -25,6 +25,15 @@ class Step(NamedTuple):
     ok: tf.Tensor | None = None
 
 
+def pull_back(tape, targets, sources, cotangents):
+    """`tape.gradient` with dense tensors, zeros where there is no connection."""
+    bars = tape.gradient(targets, sources, output_gradients=cotangents)
+    return [
+        tf.zeros_like(source) if bar is None else tf.convert_to_tensor(bar)
+        for bar, source in zip(bars, sources, strict=True)
+    ]
+
+
 class Solver:
     """A one-step method.
 
@@ -116,21 +125,17 @@ class Solver:
             without `time_gradient`.
         """
         times = [t, t_next] if time_gradient else []
-        variables = list(field.variables)
+        variables, captures = list(field.variables), field.captures
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch([*times, y, *theta, *field.captures, *variables])
+            tape.watch([*times, y, *theta, *captures, *variables])
             y1, dense = self.advance(field.bind(theta), t, t_next, y, dense_bar is not None)
         targets, cotangents = [y1], [y1_bar]
         if dense_bar is not None:
             targets.append(dense)
             cotangents.append(dense_bar)
-        parameters = theta[: len(theta) - len(field.captures)]
-        sources = [*times, y, *parameters, *field.captures, *variables]
-        bars = tape.gradient(targets, sources, output_gradients=cotangents)
-        bars = [
-            tf.zeros_like(source) if bar is None else tf.convert_to_tensor(bar)
-            for bar, source in zip(bars, sources, strict=True)
-        ]
+        parameters = theta[: len(theta) - len(captures)]
+        sources = [*times, y, *parameters, *captures, *variables]
+        bars = pull_back(tape, targets, sources, cotangents)
         t_bar, t_next_bar = (bars.pop(0), bars.pop(0)) if time_gradient else (None, None)
         y_bar, rest = bars[0], bars[1:]
         return t_bar, t_next_bar, y_bar, rest[: len(theta)], rest[len(theta) :]

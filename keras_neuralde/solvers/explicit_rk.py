@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from keras_neuralde.solvers.base import Solver, Step
+from keras_neuralde.solvers.base import Solver, Step, pull_back
 from keras_neuralde.tableaus import EXPLICIT
 
 
@@ -77,14 +77,80 @@ class ExplicitRungeKutta(Solver):
         coefficients = self._interpolate(g, t, t_next, h, y, ks) if dense else None
         return Step(y1, error, coefficients, k_last)
 
-    def advance(self, g, t, t_next, y, dense):
-        table = self.tableau
+    def step_vjp(self, field, t, t_next, y, theta, y1_bar, dense_bar, time_gradient):
+        """The vector-Jacobian product of a step, written out.
+
+        With w_j = b_j λ + Σ_i a_ij Ȳ_i, Ȳ_i the cotangent of the argument of stage i and λ that of
+        y1, the stages are walked backwards: k̄_j = h w_j, Ȳ_j = k̄_j ∂f/∂y, ȳ = λ + Σ_i Ȳ_i, and the
+        step size collects h̄ = Σ_j k_j · w_j (Hager, "Runge-Kutta methods in optimal control and
+        the transformed adjoint system", Numerische Mathematik 87, 2000).
+        """
+        nodes, rows, outputs = self._reverse_table(dense_bar is not None)
         h = (t_next - t)[:, None]
-        # Without interpolation the last stage of a first-same-as-last method is not needed.
-        own = table.num_stages - (table.first_same_as_last and not dense)
-        ks, _ = self._stages(g, t, t_next, h, y, [g(t, y)], table.c[1:own], table.a[1:own])
-        y1 = y + h * combine(table.b[:own], ks)
-        return y1, self._interpolate(g, t, t_next, h, y, ks) if dense else None
+        variables = list(field.variables)
+        captures = field.captures
+        parameters = theta[: len(theta) - len(captures)]
+        ks, tapes, arguments = [], [], []
+        for c, row in zip(nodes, rows, strict=True):
+            increment = combine(row, ks)
+            # New tensors, so that a tape can tell them from the caller's.
+            argument = tf.identity(y) if increment is None else y + h * increment
+            time = tf.identity(t_next) if c == 1 else t + float(c) * (t_next - t)
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch([time, argument, *theta, *captures, *variables])
+                ks.append(field(time, argument, theta))
+            tapes.append(tape)
+            arguments.append((time, argument))
+
+        degree = self.dense_degree()
+        given = [y1_bar] if dense_bar is None else [y1_bar, *tf.split(dense_bar, degree, axis=1)]
+        stages = len(nodes)
+        zero = tf.zeros_like(t)
+        y_bar, h_bar, t_bar, t_next_bar = y1_bar, zero, zero, zero
+        later: list = []  # Ȳ of the stages behind, last one first
+        totals = None
+        for j in reversed(range(stages)):
+            column = [rows[i][j] for i in reversed(range(j + 1, stages))]
+            parts = (combine(outputs[j], given), combine(column, later))
+            parts = [part for part in parts if part is not None]
+            w = parts[0] + parts[1] if len(parts) == 2 else parts[0]
+            time, argument = arguments[j]
+            sources = [argument, *parameters, *captures, *variables]
+            if time_gradient:
+                sources.insert(0, time)
+                h_bar += tf.reduce_sum(ks[j] * w, axis=1)
+            bars = pull_back(tapes[j], ks[j], sources, [h * w])
+            if time_gradient:
+                stage_bar = bars.pop(0)
+                t_bar += (1.0 - float(nodes[j])) * stage_bar
+                t_next_bar += float(nodes[j]) * stage_bar
+            later.append(bars[0])
+            y_bar += bars[0]
+            rest = bars[1:]
+            totals = rest if totals is None else [a + b for a, b in zip(totals, rest, strict=True)]
+        theta_bar, variables_bar = totals[: len(theta)], totals[len(theta) :]
+        if not time_gradient:
+            return None, None, y_bar, theta_bar, variables_bar
+        return t_bar - h_bar, t_next_bar + h_bar, y_bar, theta_bar, variables_bar
+
+    def _reverse_table(self, dense):
+        """Nodes and rows of the stages that count, and each one's weights in y1 and Q_1, Q_2, ..."""
+        table = self.tableau
+        nodes, rows, outputs = table.c, table.a, [(b,) for b in table.b]
+        if dense:
+            nodes, rows = (*nodes, *self._c_extra), (*rows, *self._a_extra)
+            weights = (*table.b, *[0] * len(self._c_extra))
+            outputs = [(b, *row) for b, row in zip(weights, self._dense, strict=True)]
+        # Stages that only the error estimate sees have no share in the result.
+        count: list = []
+        for j in reversed(range(len(nodes))):
+            if any(outputs[j]) or any(rows[i][j] for i in count):
+                count.insert(0, j)
+        return (
+            [nodes[i] for i in count],
+            [[rows[i][j] for j in count if j < i] for i in count],
+            [outputs[i] for i in count],
+        )
 
     def _stages(self, g, t, t_next, h, y, ks, nodes, rows):
         """Appends the stages of `nodes` and `rows` to `ks`; also returns the last argument."""

@@ -7,7 +7,7 @@ from keras_neuralde.solvers.delegated import DelegatedSolver, is_tfp_solver
 from keras_neuralde.solvers.explicit_rk import ExplicitRungeKutta
 from keras_neuralde.tableaus import EXPLICIT
 
-_CLASSES = {"ExplicitRungeKutta": ExplicitRungeKutta, "DelegatedSolver": DelegatedSolver}
+_CLASSES: dict = {"ExplicitRungeKutta": ExplicitRungeKutta, "DelegatedSolver": DelegatedSolver}
 _DELEGATED = {"tfp_dormand_prince": "DormandPrince", "tfp_bdf": "BDF"}
 
 

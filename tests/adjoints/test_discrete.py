@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 import keras_neuralde as nde
+from keras_neuralde.solvers import Solver
 from keras_neuralde.tableaus import EXPLICIT
 from tests import problems
 
@@ -124,6 +125,33 @@ def test_lotka_volterra_reference_values():
     np.testing.assert_allclose(by_y0, [-961.173429479788, -240.418593926373], rtol=1e-7)
 
 
+def test_the_written_out_product_is_that_of_the_tape():
+    """`ExplicitRungeKutta.step_vjp` against the generic one over `advance`."""
+    random = np.random.default_rng(5)
+    t, t_next = tf.constant([0.1, 0.2, 0.3], tf.float64), tf.constant([0.4, 0.2, 0.9], tf.float64)
+    y, y1_bar = (tf.constant(random.normal(size=(3, 2))) for _ in range(2))
+    p = tf.constant([0.9, 0.4], tf.float64)
+
+    class Plain:
+        variables: tuple = ()
+        captures: tuple = ()
+
+        def __call__(self, t, y, theta):
+            return forced(t, y, theta[0])
+
+        def bind(self, theta):
+            return lambda t, y: self(t, y, theta)
+
+    for name in EXPLICIT:
+        solver = nde.solvers.get(name)
+        dense_bar = tf.constant(random.normal(size=(3, 2 * solver.dense_degree())))
+        for dense in (None, dense_bar):
+            arguments = (Plain(), t, t_next, y, [p], y1_bar, dense, True)
+            ours, generic = solver.step_vjp(*arguments), Solver.step_vjp(solver, *arguments)
+            for one, other in zip(tf.nest.flatten(ours), tf.nest.flatten(generic), strict=True):
+                np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-11)
+
+
 def network_loss(kernel, bias, y0, **keywords):
     def field(t, y, p):
         return tf.tanh(y @ p["kernel"] + p["bias"]) @ tf.transpose(p["kernel"])
@@ -212,6 +240,23 @@ class TestClosures:
         else:
             found = tf.function(gradient, jit_compile=mode == "xla")()
         np.testing.assert_allclose(found, self.expected(), rtol=1e-8)
+
+    def test_a_large_tensor_and_one_read_inside_a_branch(self):
+        weights = tf.constant(np.linspace(0.1, 0.3, 300))
+        rate = tf.constant(2.0, tf.float64)
+
+        def field(t, y, p):
+            pull = tf.cond(t < 0.5, lambda: rate * y, lambda: 2.0 * rate * y)
+            return -pull + 0.0 * tf.reduce_sum(weights) - tf.reduce_mean(weights) * y
+
+        with tf.GradientTape() as tape:
+            tape.watch([weights, rate])
+            problem = nde.ODEProblem(field, np.ones(()), (0.0, 1.0))
+            y = nde.solve(problem, "rk4", dt0=0.01).y
+        by_weights, by_rate = tape.gradient(y, [weights, rate])
+        # y(1) = exp(-0.5 r - r - mean(w)), but for the step that straddles t = 0.5.
+        np.testing.assert_allclose(by_rate, -1.5 * y, rtol=2e-2)
+        np.testing.assert_allclose(by_weights, np.full(300, -y / 300), rtol=1e-7)
 
     def test_a_tensor_of_the_enclosing_graph(self):
         @tf.function
