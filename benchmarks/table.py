@@ -22,7 +22,8 @@ _INTRODUCTION = """\
 One run on one machine: each tool in a process and an environment of its own, times taken in rounds,
 one tool after the other. Tolerances are the same numbers for every tool; what each of them made of
 these numbers stands in the error column. Where a line says "one core", every tool is kept to one,
-which makes all of them faster. Measure on your own machine with `make bench`.
+which costs none of them more than a few percent and makes some twice as fast. Measure on your own
+machine with `make bench`.
 
 - **compile**: what the first call takes longer than the next ones.
 - **call**: one call from Python, with its result ready.

@@ -30,11 +30,8 @@ class Field:
 
     @property
     def captures(self):
-        """Tensors that the field closes over, as the graph that is being built sees them.
-
-        A tape inside a loop's body must watch these: operations read the graph's own placeholder.
-        """
-        return [_in_current_graph(tensor) for tensor in self._function.captures]
+        """Tensors that the field closes over: the last entries of `theta`, for a tape to watch."""
+        return list(self._function.captures)
 
     @property
     def theta(self):
@@ -70,10 +67,3 @@ class Field:
                 tf.reshape(t, ()), tf.shape(reference)[: self._layout.batch_ndims]
             )
         return tf.reshape(t, self._batch_dims)
-
-
-def _in_current_graph(tensor):
-    """What an operation of the graph that is being built reads in place of `tensor`."""
-    if tf.executing_eagerly():
-        return tensor
-    return tf.compat.v1.get_default_graph().capture(tensor)

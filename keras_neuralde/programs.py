@@ -69,9 +69,18 @@ def function_key(function, references, depth=4):
     cells = function.__closure__ or ()
     held = [_cell_contents(cell) for cell in cells]
     held += list(function.__defaults__ or ()) + list((function.__kwdefaults__ or {}).values())
+    # A global that is bound anew, as notebooks do, makes another function.
+    names = sorted(_names(function.__code__) & function.__globals__.keys())
+    held += [function.__globals__[name] for name in names]
     references.extend(held)
     parts = tuple(_value_key(value, references, depth) for value in held)
-    return id(function.__code__), id(function.__globals__), parts
+    return id(function.__code__), id(function.__globals__), tuple(names), parts
+
+
+def _names(code):
+    """Names that a function's code, or code inside it, looks up."""
+    inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return set(code.co_names).union(*map(_names, inner))
 
 
 def _cell_contents(cell):

@@ -90,7 +90,8 @@ class ExplicitRungeKutta(Solver):
         variables = list(field.variables)
         captures = field.captures
         parameters = theta[: len(theta) - len(captures)]
-        ks, tapes, arguments = [], [], []
+        ks: list = []
+        tapes, arguments = [], []
         for c, row in zip(nodes, rows, strict=True):
             increment = combine(row, ks)
             # New tensors, so that a tape can tell them from the caller's.
@@ -108,12 +109,11 @@ class ExplicitRungeKutta(Solver):
         zero = tf.zeros_like(t)
         y_bar, h_bar, t_bar, t_next_bar = y1_bar, zero, zero, zero
         later: list = []  # Ȳ of the stages behind, last one first
-        totals = None
+        totals: list = []
         for j in reversed(range(stages)):
             column = [rows[i][j] for i in reversed(range(j + 1, stages))]
-            parts = (combine(outputs[j], given), combine(column, later))
-            parts = [part for part in parts if part is not None]
-            w = parts[0] + parts[1] if len(parts) == 2 else parts[0]
+            parts = [combine(outputs[j], given), combine(column, later)]
+            w = tf.add_n([part for part in parts if part is not None])
             time, argument = arguments[j]
             sources = [argument, *parameters, *captures, *variables]
             if time_gradient:
@@ -127,14 +127,14 @@ class ExplicitRungeKutta(Solver):
             later.append(bars[0])
             y_bar += bars[0]
             rest = bars[1:]
-            totals = rest if totals is None else [a + b for a, b in zip(totals, rest, strict=True)]
+            totals = [a + b for a, b in zip(totals, rest, strict=True)] if totals else rest
         theta_bar, variables_bar = totals[: len(theta)], totals[len(theta) :]
         if not time_gradient:
             return None, None, y_bar, theta_bar, variables_bar
         return t_bar - h_bar, t_next_bar + h_bar, y_bar, theta_bar, variables_bar
 
     def _reverse_table(self, dense):
-        """Nodes and rows of the stages that count, and each one's weights in y1 and Q_1, Q_2, ..."""
+        """Nodes and rows of the stages that count, and their weights in y1 and Q_1, Q_2, ..."""
         table = self.tableau
         nodes, rows, outputs = table.c, table.a, [(b,) for b in table.b]
         if dense:
