@@ -69,7 +69,9 @@ class PID:
 
 
 def _power(squared, exponent, floor):
-    return tf.pow(tf.maximum(squared, floor), tf.constant(exponent, squared.dtype))
+    # Six digits are plenty for a step size, and XLA has no vectorised power in float64.
+    logarithm = tf.math.log(tf.maximum(tf.cast(squared, tf.float32), tf.cast(floor, tf.float32)))
+    return tf.cast(tf.exp(exponent * logarithm), squared.dtype)
 
 
 _NAMED = {
