@@ -18,6 +18,9 @@ from keras_neuralde.solution import Status
 T, H, ERROR, ERROR_BEFORE, ACCEPTED, REJECTED, STATUS, SHRUNK = range(8)
 RUNNING = -1.0
 
+# Save points that are interpolated in one piece.
+_CHUNK = 32
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -336,39 +339,73 @@ def flush(plan, terms, ring, turns, outputs):
     Returns:
         The outputs with the covered save points filled in.
     """
-    size = plan.segment
-    rows = tf.shape(ring.y)[1]
-    width = tf.shape(ring.y)[2]
-    infinity = tf.constant(float("inf"), ring.y.dtype)
-    s = terms.direction * (terms.saves + tf.zeros_like(terms.t0))
-    valid = tf.range(size)[:, None] < turns
-    ends = tf.reshape(tf.where(valid, terms.direction * ring.times[:, 1], infinity), [-1])
-    column = tf.range(rows)
+    count = terms.saves.shape[0]
+    lookup = _Lookup(plan, terms, ring, turns)
+    if count is None or count <= _CHUNK:
+        return lookup.fill(terms.saves, outputs)
+    # Only the chunks that some row has reached and not every row has left behind.
+    s = terms.direction * terms.saves
+    left = tf.reduce_all(s <= lookup.start, axis=1)
+    reached = tf.reduce_any(s <= lookup.end, axis=1)
+    first = tf.reduce_sum(tf.cast(left, tf.int32)) // _CHUNK
+    last = -(-tf.reduce_sum(tf.cast(reached, tf.int32)) // _CHUNK)
 
-    # The first record that ends at or after the save point, by bisection over the ring.
-    at = tf.zeros_like(s, tf.int32)
-    stride = size // 2
-    while stride:
-        probe = tf.gather(ends, (at + (stride - 1)) * rows + column)
-        at += tf.where(probe < s, stride, 0)
-        stride //= 2
-    flat = at * rows + column
-    end = tf.gather(ends, flat)
-    covered = (s > terms.direction * ring.times[0, 0]) & (s <= end) & (end < infinity)
+    def one_chunk(chunk, outputs):
+        # The last chunk reaches back over points already done rather than past the end.
+        begin = tf.minimum(chunk * _CHUNK, count - _CHUNK)
+        at = begin + tf.range(_CHUNK)
+        part = tf.nest.map_structure(lambda full: tf.gather(full, at), outputs)
+        part = lookup.fill(tf.gather(terms.saves, at), part)
+        outputs = tf.nest.map_structure(
+            lambda full, piece: tf.tensor_scatter_nd_update(full, at[:, None], piece), outputs, part
+        )
+        return chunk + 1, outputs
 
-    t = tf.gather(tf.reshape(ring.times[:, 0], [-1]), flat)
-    t_next = tf.gather(tf.reshape(ring.times[:, 1], [-1]), flat)
-    h = tf.where(covered, t_next - t, 1.0)[:, :, None]
-    theta = tf.where(covered, (terms.saves - t), 0.0)[:, :, None] / h
-    y = tf.gather(tf.reshape(ring.y, (-1, ring.y.shape[2] or width)), flat)
-    degree = plan.solver.dense_degree()
-    dense = tf.gather(tf.reshape(ring.dense, (size * rows, -1)), flat)
-    coefficients = tf.split(dense, degree, axis=-1)
-    value, slope = _horner(y, coefficients, theta)
-    covered = covered[:, :, None]
-    filled = tf.where(covered, value, outputs[0])
-    slopes = tf.where(covered, slope / h, outputs[1]) if plan.save_slopes else ()
-    return filled, slopes
+    loop = (first, outputs)
+    return tf.while_loop(lambda chunk, _: chunk < last, one_chunk, loop)[1]
+
+
+class _Lookup:
+    """The steps of a segment, to be asked for states at save times."""
+
+    def __init__(self, plan, terms, ring, turns):
+        self._plan, self._terms, self._ring = plan, terms, ring
+        infinity = tf.constant(float("inf"), ring.y.dtype)
+        valid = tf.range(plan.segment)[:, None] < turns
+        ends = tf.where(valid, terms.direction * ring.times[:, 1], infinity)
+        self.start = terms.direction * ring.times[0, 0]
+        self.end = terms.direction * tf.gather(ring.times[:, 1], turns - 1)
+        self._ends = tf.reshape(ends, [-1])
+
+    def fill(self, saves, outputs):
+        """`outputs` with the states at `saves` where this segment covers them."""
+        plan, terms, ring = self._plan, self._terms, self._ring
+        rows, width = tf.shape(ring.y)[1], tf.shape(ring.y)[2]
+        column = tf.range(rows)
+        s = terms.direction * (saves + tf.zeros_like(terms.t0))
+        covered = (s > self.start) & (s <= self.end)
+
+        # The first record that ends at or after the save point, by bisection over the ring.
+        at = tf.zeros_like(s, tf.int32)
+        stride = plan.segment // 2
+        while stride:
+            probe = tf.gather(self._ends, (at + (stride - 1)) * rows + column)
+            at += tf.where(probe < s, stride, 0)
+            stride //= 2
+        flat = at * rows + column
+
+        t = tf.gather(tf.reshape(ring.times[:, 0], [-1]), flat)
+        t_next = tf.gather(tf.reshape(ring.times[:, 1], [-1]), flat)
+        h = tf.where(covered, t_next - t, 1.0)[:, :, None]
+        theta = tf.where(covered, saves - t, 0.0)[:, :, None] / h
+        y = tf.gather(tf.reshape(ring.y, (-1, ring.y.shape[2] or width)), flat)
+        dense = tf.gather(tf.reshape(ring.dense, (plan.segment * rows, -1)), flat)
+        coefficients = tf.split(dense, plan.solver.dense_degree(), axis=-1)
+        value, slope = _horner(y, coefficients, theta)
+        covered = covered[:, :, None]
+        filled = tf.where(covered, value, outputs[0])
+        slopes = tf.where(covered, slope / h, outputs[1]) if plan.save_slopes else ()
+        return filled, slopes
 
 
 def _horner(y, coefficients, theta):
