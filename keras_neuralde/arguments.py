@@ -75,13 +75,14 @@ class Settings:
     @classmethod
     def _delegated(cls, solver, batch_ndims, norm, max_steps, checkpoints):
         _at_least("batch_ndims", batch_ndims, 0)
+        _at_least("max_steps", max_steps, 1)
         if batch_ndims:
             warn_about_joint_steps(solver.name)
         return cls(
             solver,
             None,
             norm,
-            max_steps,
+            int(max_steps),
             int(batch_ndims),
             batch_ndims > 0,
             "tfp",

@@ -104,31 +104,16 @@ def trace(function, settings, layout, inputs, shape, needs_gradient):
     leaves = tf.nest.flatten(inputs["y0"])
     batch_dims = layout.batch_dims(leaves)
     p_leaves = [leaf for leaf in tf.nest.flatten(inputs["p"]) if leaf is not None]
-    delegated = settings.solver.delegated
-    field = Field(function, layout, batch_dims, p_leaves, substitute=delegated)
+    substitute = settings.solver.delegated and bool(function.captures)
+    field = Field(function, layout, batch_dims, p_leaves, substitute)
     y0 = layout.pack(inputs["y0"])
     terms, bad = _terms(layout, inputs, y0, shape)
     has_saves = terms.saves is not None
-    plan = Plan(
-        settings.solver,
-        settings.controller,
-        settings.norm,
-        settings.max_steps,
-        _segment(settings, y0, needs_gradient),
-        has_saves,
-        has_saves and needs_gradient and shape.time_gradient,
-        settings.first_step,
-    )
     if settings.solver.delegated:
-        y, control, num_f = settings.solver.integrate(field, y0, terms)
-    elif needs_gradient:
-        y, control = solve_discrete(
-            plan, field, y0, terms, settings.checkpoints, shape.time_gradient
-        )
+        y, control, num_f = settings.solver.integrate(field, y0, terms, settings.max_steps)
     else:
-        outcome = integrate(plan, field.bind(field.theta), y0, terms)
-        y, control = outcome.y, outcome.control
-    if not settings.solver.delegated:
+        plan = _plan(settings, y0, has_saves, shape, needs_gradient)
+        y, control = _integrate(plan, field, y0, terms, settings, shape, needs_gradient)
         num_f = _evaluations(plan, control)
     status = tf.where(bad, tf.cast(Status.BAD_TIMES, y.dtype), control[STATUS])
     y = tf.where(bad[:, None], tf.constant(float("nan"), y.dtype), y)
@@ -141,6 +126,27 @@ def trace(function, settings, layout, inputs, shape, needs_gradient):
         "num_f": num_f,
         "batch_like": leaves[0],
     }
+
+
+def _plan(settings, y0, has_saves, shape, needs_gradient):
+    return Plan(
+        settings.solver,
+        settings.controller,
+        settings.norm,
+        settings.max_steps,
+        _segment(settings, y0, needs_gradient),
+        has_saves,
+        has_saves and needs_gradient and shape.time_gradient,
+        settings.first_step,
+    )
+
+
+def _integrate(plan, field, y0, terms, settings, shape, needs_gradient):
+    """The states and the control block, through the adjoint where a gradient may be asked for."""
+    if needs_gradient:
+        return solve_discrete(plan, field, y0, terms, settings.checkpoints, shape.time_gradient)
+    outcome = integrate(plan, field.bind(field.theta), y0, terms)
+    return outcome.y, outcome.control
 
 
 def _evaluations(plan, control):

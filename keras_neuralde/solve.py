@@ -78,7 +78,10 @@ def solve(
     )
     check_problem(problem)
     if settings.solver.delegated:
-        settings.solver.check_keywords(rtol=rtol, atol=atol, dt0=dt0, controller=controller)
+        settings.solver.check_keywords(
+            SOLVE_KEYWORDS, rtol=rtol, atol=atol, dt0=dt0, dt_min=dt_min, controller=controller,
+            norm=norm, adjoint=adjoint, checkpoints=checkpoints,
+        )  # fmt: skip
     layout, inputs, shape = prepare(problem, settings, saveat, rtol, atol, dt0, dt_min)
     if tf.executing_eagerly():
         outputs = run_eagerly(problem.f, settings, layout, inputs, shape)

@@ -1,5 +1,7 @@
 """Our solvers as `tfp.math.ode` solvers; the way back is `keras_neuralde.solvers.delegated`."""
 
+import functools
+
 import tensorflow as tf
 
 from keras_neuralde import solvers
@@ -11,11 +13,15 @@ def as_tfp(solver="tsit5", **keywords):
     """One of our solvers as a `tfp.math.ode.Solver`.
 
     It works in `tfp.bijectors.FFJORD` and in any code written for TFP's interface; the gradient is
-    ours, exact, with respect to the initial state, `constants` and whatever `ode_fn` closes over.
+    ours, exact, with respect to the initial state, the times, `constants` and whatever `ode_fn`
+    closes over. As with TFP's own solvers, `ode_fn` sees a scalar time, one step serves the whole
+    state, and `diagnostics.status` is -1 after a failure.
 
     Args:
         solver: a solver name or object.
-        **keywords: keywords of `keras_neuralde.solve`, such as `rtol=` and `atol=`.
+        **keywords: keywords of `keras_neuralde.solve`, such as `rtol=` and `atol=`; not `saveat`,
+            which is TFP's `solution_times`. With `batch_ndims=` each trajectory has steps of its
+            own, and `ode_fn` sees a time for each.
 
     Returns:
         A `tfp.math.ode.Solver`.
@@ -31,24 +37,79 @@ def as_tfp(solver="tsit5", **keywords):
     >>> tuple(results.states.shape)
     (1, 1)
     """
+    allowed = sorted(set(SOLVE_KEYWORDS) - {"saveat"})
+    unknown = sorted(set(keywords) - set(allowed))
+    if unknown:
+        raise TypeError(f"as_tfp() takes the keywords {allowed}. Received: {unknown}")
+    return _adapter_class()(solvers.get(solver), keywords)
+
+
+def _solve_as_tfp(solver, keywords, ode_fn, initial_time, initial_state, times, constants):
+    """A `Solution` with TFP's conventions: a scalar time, joint steps."""
+    state = tf.nest.map_structure(tf.convert_to_tensor, initial_state)
+    constants = tf.nest.map_structure(tf.convert_to_tensor, dict(constants or {}))
+    times = tf.cast(tf.convert_to_tensor(times), tf.nest.flatten(state)[0].dtype)
+    joint = "batch_ndims" not in keywords
+    if joint:
+        keywords = {**keywords, "batch_ndims": _unknown_axes(state), "step_control": "joint"}
+
+    def field(t, y, p):
+        return ode_fn(tf.reduce_max(t) if joint else t, y, **p)
+
+    problem = ODEProblem(field, state, (initial_time, times[-1]), constants)
+    return times, solve(problem, solver, saveat=times, **keywords)
+
+
+def _unknown_axes(state):
+    """How many leading axes to call a batch, whose sizes only the run knows."""
+    shapes = [leaf.shape.as_list() for leaf in tf.nest.flatten(state)]
+    return max(
+        (i + 1 for shape in shapes for i, size in enumerate(shape) if size is None), default=0
+    )
+
+
+@functools.cache
+def _adapter_class():
     import tensorflow_probability as tfp
 
-    inner = solvers.get(solver)
-    unknown = sorted(set(keywords) - set(SOLVE_KEYWORDS))
-    if unknown:
-        raise TypeError(f"as_tfp() takes the keywords of solve(). Received: {unknown}")
+    class Diagnostics(tfp.math.ode.Diagnostics):
+        """Counts in TFP's terms."""
+
+        def __init__(self, solution):
+            self._solution = solution
+
+        @property
+        def num_jacobian_evaluations(self):
+            return tf.zeros_like(self._solution.stats.num_f)
+
+        @property
+        def num_matrix_factorizations(self):
+            return tf.zeros_like(self._solution.stats.num_f)
+
+        @property
+        def num_ode_fn_evaluations(self):
+            return tf.reduce_max(self._solution.stats.num_f)
+
+        @property
+        def status(self):
+            return tf.where(tf.reduce_all(self._solution.success), 0, -1)
 
     class TFPSolver(tfp.math.ode.Solver):
-        """An adapter; see `as_tfp`."""
+        """One of our solvers behind TFP's interface; see `as_tfp`."""
 
-        def __init__(self):
-            super().__init__(
-                use_pfor_to_compute_jacobian=False,
-                make_adjoint_solver_fn=lambda: self,
-                validate_args=False,
-                name=f"as_tfp_{inner.name}",
-            )
-            self.inner = inner
+        def __init__(self, solver, keywords):
+            super().__init__(lambda: self, validate_args=False, name=f"as_tfp_{solver.name}")
+            self._solver, self._keywords = solver, keywords
+
+        @property
+        def inner(self):
+            """The solver itself, for `keras_neuralde.solve`."""
+            if self._keywords:
+                raise ValueError(
+                    f"give `solve` the solver and its keywords, not as_tfp({self._solver.name!r}, "
+                    f"...). Received the keywords: {sorted(self._keywords)}"
+                )
+            return self._solver
 
         def solve(
             self,
@@ -62,52 +123,26 @@ def as_tfp(solver="tsit5", **keywords):
             previous_solver_internal_state=None,
             constants=None,
         ):
-            del jacobian_fn, jacobian_sparsity, batch_ndims, previous_solver_internal_state
+            # The others are about Jacobians and warm starts, which our solvers do without.
             if isinstance(solution_times, tfp.math.ode.ChosenBySolver):
                 raise NotImplementedError(
                     "solution_times=ChosenBySolver is not supported; list the times."
                 )
-            state = tf.nest.map_structure(tf.convert_to_tensor, initial_state)
-            dtype = tf.nest.flatten(state)[0].dtype
-            times = tf.cast(tf.convert_to_tensor(solution_times), dtype)
-            constants = dict(constants or {})
-            # Like TFP: the field sees a scalar time, and one step serves the whole state.
-            problem = ODEProblem(
-                lambda t, y, p: ode_fn(t, y, **p),
-                state,
-                (initial_time, times[-1]),
-                tf.nest.map_structure(tf.convert_to_tensor, constants),
+            times, solution = _solve_as_tfp(
+                self._solver,
+                self._keywords,
+                ode_fn,
+                initial_time,
+                initial_state,
+                solution_times,
+                constants,
             )
-            solution = solve(problem, inner, saveat=times, **keywords)
-            diagnostics = _Diagnostics(solution.stats.num_f, solution.status)
-            return tfp.math.ode.Results(times, solution.y, diagnostics, ())
+            return tfp.math.ode.Results(times, solution.y, Diagnostics(solution), ())
 
-        def _solve(self, *args, **kwargs):
-            return self.solve(*args, **kwargs)
+        def _solve(self, *args, **keywords):
+            return self.solve(*args, **keywords)
 
-        def _initialize_solver_internal_state(self, *args, **kwargs):
+        def _initialize_solver_internal_state(self, *args, **keywords):
             return ()
 
-    class _Diagnostics(tfp.math.ode.Diagnostics):
-        """Counts in TFP's terms."""
-
-        def __init__(self, num_f, status):
-            self._num_f, self._status = num_f, status
-
-        @property
-        def num_jacobian_evaluations(self):
-            return tf.zeros_like(self._num_f)
-
-        @property
-        def num_matrix_factorizations(self):
-            return tf.zeros_like(self._num_f)
-
-        @property
-        def num_ode_fn_evaluations(self):
-            return self._num_f
-
-        @property
-        def status(self):
-            return self._status
-
-    return TFPSolver()
+    return TFPSolver

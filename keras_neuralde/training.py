@@ -173,7 +173,6 @@ def _whole_batch(x, y, batch_size, rest):
 
     def convert(leaf):
         tensor = tf.convert_to_tensor(leaf)
-        tensor = tf.cast(tensor, floatx) if tensor.dtype.is_floating else tensor
-        return tensor[:, None] if tensor.shape.rank == 1 else tensor
+        return tf.cast(tensor, floatx) if tensor.dtype.is_floating else tensor
 
     return tf.data.Dataset.from_tensors(tf.nest.map_structure(convert, batch)).repeat()

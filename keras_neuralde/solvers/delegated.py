@@ -1,23 +1,26 @@
 """Stock `tfp.math.ode` solvers, accepted wherever an ODE solver is.
 
-Their integration and their adjoint stay TFP's; what the adapter adds are guards against what goes
-wrong there without a word:
-
-* time is a state of its own, because TFP's adjoint starts at the wrong sign of time;
-* the field is never asked beyond the final time, and a value that is not finite stops the state
-  instead of the loop, so that a NaN ends in a status and not in a hang;
-* everything the field closes over is passed on explicitly, so that no gradient is lost.
+Their integration and their adjoint stay TFP's. What the adapter adds are guards against what goes
+wrong there without a word: rails for the steps (see `keras_neuralde.solvers.guarded`), everything
+the field closes over passed on explicitly, so that no gradient is lost, and a refusal of gradients
+that TFP does not have.
 """
 
+import inspect
+import numbers
 import sys
 import warnings
 
+import numpy as np
 import tensorflow as tf
 
 from keras_neuralde.solution import Status
 from keras_neuralde.solvers.base import Solver
 
-_WARNED = set()
+_NAMES = {"DormandPrince": "tfp_dormand_prince", "BDF": "tfp_bdf"}
+_NOT_OPTIONS = ("self", "make_adjoint_solver_fn", "validate_args", "name")
+_DECIDED = ("dt0", "dt_min", "controller", "norm", "adjoint", "checkpoints")
+_WARNED: set = set()
 
 
 def is_tfp_solver(solver):
@@ -31,36 +34,41 @@ class DelegatedSolver(Solver):
 
     Args:
         kind: `"DormandPrince"` or `"BDF"`.
-        **options: what the TFP class takes; see its documentation. Without any, the tolerances of
-            the solve are used.
+        adjoint: the `DelegatedSolver` of TFP's adjoint equations; `None` takes the same solver.
+        **options: what the TFP class takes, as plain numbers; see its documentation. Tolerances
+            that are not among them are those of the solve.
 
     Raises:
-        ValueError: for another `kind`.
+        TypeError: for an option that the TFP class does not have.
+        ValueError: for another `kind`, or an option that is not a number or cannot work.
     """
 
-    kinds = ("DormandPrince", "BDF")
     delegated = True
 
-    def __init__(self, kind, **options):
-        if kind not in self.kinds:
-            raise ValueError(f"`kind` must be one of {list(self.kinds)}. Received: {kind!r}")
+    def __init__(self, kind, adjoint=None, **options):
+        if kind not in _NAMES:
+            raise ValueError(f"`kind` must be one of {list(_NAMES)}. Received: {kind!r}")
         self.kind = kind
-        self.options = options
-        self.name = {"DormandPrince": "tfp_dormand_prince", "BDF": "tfp_bdf"}[kind]
+        self.name = _NAMES[kind]
         self.order = self.error_order = 5
-        self._instance = None
+        self.options = _checked_options(kind, options) if options else {}
+        self.adjoint = type(self)(**adjoint) if isinstance(adjoint, dict) else adjoint
 
     @classmethod
     def wrap(cls, instance):
-        """Wraps an instance of a TFP solver as it is."""
+        """The solver that has the settings of an instance of a TFP solver.
+
+        Raises:
+            ValueError: for another class than TFP's two, or settings that are not numbers.
+        """
         kind = type(instance).__name__
-        if kind not in cls.kinds:
+        if kind not in _NAMES:
             raise ValueError(
-                f"of TFP's solvers {list(cls.kinds)} are accepted. Received: {instance!r}"
+                f"of TFP's solvers {list(_NAMES)} are accepted. Received: {instance!r}"
             )
-        solver = cls(kind, **_options_of(instance))
-        solver._instance = instance
-        return solver
+        options = {name: getattr(instance, f"_{name}") for name in _option_names(kind)}
+        adjoint = instance._make_adjoint_solver_fn()
+        return cls(kind, None if adjoint is instance else cls.wrap(adjoint), **options)
 
     @property
     def compilable(self):
@@ -68,108 +76,165 @@ class DelegatedSolver(Solver):
         return self.kind == "DormandPrince"
 
     def get_config(self):
-        return {"kind": self.kind, **self.options}
+        config = {"kind": self.kind, **self.options}
+        if self.adjoint is not None:
+            config["adjoint"] = self.adjoint.get_config()
+        return config
 
     def _key(self):
-        return type(self), id(self._instance), repr(sorted(self.options.items())), self.kind
+        return type(self), repr(sorted(self.get_config().items()))
 
-    def evaluations(self, dense):
-        return 0
-
-    def check_keywords(self, **keywords):
+    def check_keywords(self, defaults, **keywords):
         """Refuses what the TFP solver decides by itself.
 
+        Args:
+            defaults: the defaults of the keywords of `solve`.
+            **keywords: what `solve` was given.
+
         Raises:
-            ValueError: for a keyword that is not `None` and would have no effect.
+            ValueError: for a keyword that would have no effect.
         """
-        decided = ("rtol", "atol", "dt0", "controller") if self.options else ("dt0", "controller")
-        for name in decided:
-            if keywords[name] is not None:
+        decided = [name for name in ("rtol", "atol") if name in self.options]
+        for name in (*decided, *_DECIDED):
+            value, default = keywords[name], defaults[name]
+            plain = isinstance(value, (str, numbers.Number))
+            if value is not default and not (plain and value == default):
                 raise ValueError(
-                    f"{self.name} decides `{name}` by itself: set it on the TFP solver and leave "
-                    f"it out here. Received: {keywords[name]!r}"
+                    f"{self.name} decides `{name}` by itself: set it on the TFP solver, if it has "
+                    f"such a setting, and leave it out here. Received: {value!r}"
                 )
 
-    def integrate(self, field, y0, terms):
+    def integrate(self, field, y0, terms, max_steps):
         """The solve, delegated.
 
         Args:
             field: the `Field`.
             y0: `(1, width)`: TFP steps the batch jointly.
             terms: the loop's `Terms`.
+            max_steps: attempted steps before it ends with a status.
 
         Returns:
             `(y, control, num_f)` shaped as the loop would return them; TFP does not count steps,
             so their number is -1.
+
+        Raises:
+            ValueError: for tolerances that are not scalars.
         """
-        direction, t0 = terms.direction[0], terms.t0[0]
-        t_end = terms.t_end[0]
-        saves = terms.t_end[:1] if terms.saves is None else terms.saves[:, 0]
-        elapsed = tf.abs(tf.stop_gradient(saves) - t0)
-        # TFP wants increasing times after the start: ask once for equal ones.
-        distinct, where = tf.unique(elapsed)
-        positive = distinct > 0
-        asked = tf.where(positive, distinct, tf.zeros_like(distinct))
-        skip = tf.cast(tf.reduce_any(~positive), tf.int32)
-        constants = {f"theta_{i}": tensor for i, tensor in enumerate(field.theta)}
-        limit = tf.stop_gradient(t_end)
+        # A clock that runs forwards, as TFP wants it: u = t or u = -t.
+        direction = terms.direction[0]
+        start, end = direction * terms.t0[0], direction * terms.t_end[0]
+        saves = end[None] if terms.saves is None else direction * terms.saves[:, 0]
+        present = tf.math.is_finite(saves)
+        times = tf.clip_by_value(tf.where(present, saves, end), start, end)
 
-        def ode_fn(_, state, **constants):
+        def ode_fn(u, y, **constants):
             theta = [constants[f"theta_{i}"] for i in range(len(constants))]
-            y, t, _ = state
-            clipped = direction * tf.minimum(direction * t, direction * limit)
-            dy = direction * field(clipped[None], y, theta)
-            healthy = tf.math.is_finite(dy) & (tf.abs(y) < dy.dtype.max**0.5)
-            poison = tf.cast(tf.reduce_any(~healthy), dy.dtype)
-            return tf.where(healthy, dy, tf.zeros_like(dy)), direction, poison
+            return direction * field((direction * u)[None], y, theta)
 
-        results = self._solver(terms).solve(
+        results = self._guarded(terms, max_steps).solve(
             ode_fn,
-            tf.zeros_like(t0),
-            (y0, t0, tf.zeros_like(t0)),
-            asked[skip:],
-            constants=constants,
+            tf.stop_gradient(start),
+            y0,
+            tf.stop_gradient(times),
+            constants={f"theta_{i}": tensor for i, tensor in enumerate(field.theta)},
         )
-        states, _, poison = results.states
-        y = tf.gather(tf.concat([y0[None], states], 0), where + 1 - skip)
-        failed = tf.reduce_any(poison > 0)
-        unfinished = ~tf.reduce_all(tf.math.is_finite(states))
-        bad = failed | unfinished
-        y = tf.where(bad, tf.constant(float("nan"), y.dtype), y)
-        status = tf.where(bad, int(Status.NON_FINITE), int(Status.SUCCESS))
-        nothing = tf.zeros_like(t0)
-        rows = [t_end, nothing, nothing, nothing, -tf.ones_like(t0), nothing]
-        control = tf.stack([*rows, tf.cast(status, t0.dtype), nothing])[:, None]
-        control = tf.stop_gradient(control)
-        return (y[-1] if terms.saves is None else y), control, _count(results)[None]
+        status, (stopped, step) = results.diagnostics.status, results.solver_internal_state
+        failed = status != int(Status.SUCCESS)
+        missing = failed | ~present[:, None, None]
+        y = tf.where(missing, tf.constant(float("nan"), y0.dtype), results.states)
+        y = y[-1] if terms.saves is None else y
+        y = _refuse_time_gradients(y, terms)
+        t = direction * tf.where(failed, stopped, end)
+        uncounted, nothing = -tf.ones_like(t), tf.zeros_like(t)
+        status = tf.cast(status, t.dtype)
+        rows = [t, step, nothing, nothing, uncounted, nothing, status, nothing]
+        num_f = tf.cast(results.diagnostics.num_ode_fn_evaluations, tf.int32)
+        return y, tf.stop_gradient(tf.stack(rows)[:, None]), num_f[None]
 
-    def _solver(self, terms):
-        if self._instance is not None:
-            return self._instance
-        import tensorflow_probability as tfp
+    def _guarded(self, terms, max_steps, **keywords):
+        """The TFP solver on its rails."""
+        from keras_neuralde.solvers import guarded
 
-        options = self.options or {"rtol": terms.rtol, "atol": terms.atol}
-        return getattr(tfp.math.ode, self.kind)(**options)
+        if terms.rtol.shape.rank or terms.atol.shape.rank:
+            raise ValueError(
+                f"{self.name} takes one tolerance for all components. Received shapes: "
+                f"rtol {terms.rtol.shape}, atol {terms.atol.shape}"
+            )
+        if self.adjoint is not None:
+            keywords["adjoint"] = lambda: self.adjoint._guarded(terms, max_steps, gradient=True)
+        options = {"rtol": terms.rtol, "atol": terms.atol, **self.options}
+        return getattr(guarded, f"Guarded{self.kind}")(max_steps, **keywords, **options)
 
 
-def _count(results):
-    count = results.diagnostics.num_ode_fn_evaluations
-    return tf.cast(count, tf.int32)
+def _refuse_time_gradients(y, terms):
+    """`y`, connected to the times by a gradient that is refused."""
+    times = [terms.t0, terms.t_end, *([] if terms.saves is None else [terms.saves])]
+    refused = [tf.reduce_sum(_refused(time)) for time in times]
+    return tf.where(tf.constant(False), tf.add_n(refused), y)
 
 
-def _options_of(instance):
-    """The plain numbers that a TFP solver was made with."""
-    names = (
-        "rtol",
-        "atol",
-        "first_step_size",
-        "safety_factor",
-        "min_step_size_factor",
-        "max_step_size_factor",
-        "max_num_steps",
-    )
-    found = {name: getattr(instance, f"_{name}", None) for name in names}
-    return {name: value for name, value in found.items() if isinstance(value, (int, float))}
+def _refused(time):
+    graph = tf.compat.v1.get_default_graph()
+
+    @tf.custom_gradient
+    def identity(time):
+        def refuse(_):
+            # A tape of this graph asks for it. The backward pass of a compiled function is made
+            # for all of its inputs, asked for or not: there NaN says it.
+            if tf.compat.v1.get_default_graph() is graph:
+                raise ValueError(
+                    "a solver of TFP has no gradient with respect to `t_span` and `saveat`. Take "
+                    "the tape's watch off them, tf.stop_gradient them, or use another solver."
+                )
+            return tf.fill(tf.shape(time), tf.constant(float("nan"), time.dtype))
+
+        return tf.identity(time), refuse
+
+    return identity(time)
+
+
+def _option_names(kind):
+    """The keywords of a TFP class that are settings of its method."""
+    import tensorflow_probability as tfp
+
+    parameters = inspect.signature(getattr(tfp.math.ode, kind).__init__).parameters
+    return [name for name in parameters if name not in _NOT_OPTIONS]
+
+
+def _checked_options(kind, options):
+    known = _option_names(kind)
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise TypeError(f"tfp.math.ode.{kind} has the options {known}. Received: {unknown}")
+    options = {name: _plain(name, value) for name, value in options.items()}
+    if options.get("evaluate_jacobian_lazily"):
+        raise ValueError(
+            "tfp.math.ode.BDF fails inside a graph with evaluate_jacobian_lazily=True: leave it "
+            "out. Received: True"
+        )
+    if kind == "BDF" and options.get("max_num_newton_iters", 4) is None:
+        raise ValueError(
+            "tfp.math.ode.BDF may iterate for ever without `max_num_newton_iters`: give a number. "
+            "Received: None"
+        )
+    for name in ("rtol", "atol"):
+        if name in options and not options[name] > 0:
+            raise ValueError(
+                f"TFP divides by its tolerances, so `{name}` must be positive. "
+                f"Received: {options[name]}"
+            )
+    return options
+
+
+def _plain(name, value):
+    """An option as JSON can hold it."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    known = tf.get_static_value(value) if tf.is_tensor(value) else value
+    array = np.asarray(known)
+    if array.dtype.kind not in "iuf" or array.ndim != int(name == "bdf_coefficients"):
+        raise ValueError(f"`{name}` of a TFP solver must be a number. Received: {value!r}")
+    return array.tolist()
 
 
 def warn_about_joint_steps(name):
