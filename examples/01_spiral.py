@@ -62,6 +62,7 @@ def build(seed, adam_steps):
 def run(seed=0, adam_steps=300, lbfgs_steps=400, verbose=0):
     """Trains from one seed: `(model, losses, data)`."""
     keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
     try:
         data = truth()
         model = build(seed, adam_steps)
@@ -69,6 +70,7 @@ def run(seed=0, adam_steps=300, lbfgs_steps=400, verbose=0):
         return model, np.array(history.history["loss"]), data
     finally:
         keras.config.set_floatx("float32")
+        keras.config.set_dtype_policy("float32")
 
 
 def draw(model, losses, data, adam_steps, path):

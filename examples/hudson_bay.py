@@ -221,6 +221,7 @@ def main():
     arguments = parser.parse_args()
     steps = (5, 5, 3) if arguments.smoke else (250, 250, 200)
     keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
     model, table, years, log_counts, scores = run(*steps, seed=arguments.seed)
     arguments.output.mkdir(parents=True, exist_ok=True)
     times, curve = forecast(model, years, log_counts)

@@ -25,6 +25,7 @@ def load(name):
 def float_type():
     yield
     keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py")))
@@ -51,6 +52,7 @@ def test_spiral_over_ten_seeds():
 @pytest.mark.slow
 def test_hudson_bay_fits_both_cycles():
     keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
     example = load("hudson_bay")
     _, table, years, log_counts, scores = example.run(verbose=0)
     assert np.all(scores >= 0.85), scores

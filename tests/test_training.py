@@ -49,9 +49,12 @@ def vector_model(start, loss, optimizer, dtype="float64", **keywords):
 
 @pytest.fixture(autouse=True)
 def float64():
+    # Keras remembers the policy that it first made of floatx: set both.
     keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
     yield
     keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
 
 
 def data(n=24):
@@ -141,6 +144,7 @@ class TestLineSearch:
 
     def test_float32(self):
         keras.config.set_floatx("float32")
+        keras.config.set_dtype_policy("float32")
         model = vector_model([1.2] * 10, rosenbrock, LBFGS(), dtype="float32")
         with warnings.catch_warnings():  # float32 may end in a stall
             warnings.simplefilter("ignore")

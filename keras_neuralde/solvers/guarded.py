@@ -9,8 +9,8 @@ end. The classes here hook into one step (`DormandPrince`) or into the field (`B
 * a step below the resolution of time, or too many of them, ends the solve with a `Status`;
 * save times equal to the start, or to one another, are fine.
 
-They lean on the private `_solve`, `_step` and `_initialize_solver_internal_state` of TFP 0.25, which
-is the last release. This module imports TFP: import it inside functions.
+They lean on the private `_solve`, `_step` and `_initialize_solver_internal_state` of TFP 0.25, the
+last release. This module imports TFP: import it inside functions.
 """
 
 import numpy as np
