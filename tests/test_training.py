@@ -69,8 +69,30 @@ def network(optimizer, hidden=(), **compile_keywords):
     for layer in hidden:
         y = layer(y)
     model = nde.Model(inputs, keras.layers.Dense(1)(y))
-    model.compile(optimizer, "mse", **compile_keywords)
+    # Compiled runs agree with graphs (tested below); graphs are quicker to make.
+    model.compile(optimizer, "mse", **{"jit_compile": False, **compile_keywords})
     return model
+
+
+def linear(optimizer, **layer_keywords):
+    """A model whose least-squares problem L-BFGS solves in a few steps."""
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((2,))
+    model = nde.Model(inputs, keras.layers.Dense(1, **layer_keywords)(inputs))
+    model.compile(optimizer, "mse", jit_compile=False)
+    return model
+
+
+class FailAt(keras.callbacks.Callback):
+    """Ends a run in the middle, as a crash would."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.epoch:
+            raise RuntimeError("crash")
 
 
 class TestRosenbrock:
@@ -142,6 +164,26 @@ class TestLineSearch:
         assert model.optimizer.progress is Progress.STALLED
         assert model.get_weights()[0] == [1.0]
 
+    def test_a_step_too_short_to_change_a_float32_loss_is_no_convergence(self):
+        def loss(_, y):  # constant, although the gradient promises a descent
+            x = y[0, 0]
+            return 10.0 + x - tf.stop_gradient(x)
+
+        model = vector_model([1.0], loss, LBFGS(), dtype="float32")
+        with pytest.warns(UserWarning, match="lower rtol and atol"):
+            model.fit(ONE, ONE, epochs=5, verbose=0)
+        assert model.optimizer.progress is Progress.STALLED
+
+    def test_a_float32_minimum_at_the_limit_of_rounding_is_convergence(self):
+        model = vector_model(
+            [3.0], lambda _, y: 1.0 + (y[0, 0] - 1.0) ** 2, LBFGS(gradient_tolerance=0.0), "float32"
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            history = model.fit(ONE, ONE, epochs=50, verbose=0)
+        assert len(history.epoch) < 50
+        np.testing.assert_allclose(model.get_weights()[0], [1.0], atol=1e-3)
+
     def test_float32(self):
         keras.config.set_floatx("float32")
         keras.config.set_dtype_policy("float32")
@@ -154,8 +196,9 @@ class TestLineSearch:
 
 class TestChain:
     @staticmethod
-    def chain(first=5):
-        return Chain([keras.optimizers.Adam(0.05), LBFGS()], steps=[first])
+    def chain(first=5, adam=None):
+        adam = adam or keras.optimizers.Adam(0.05)
+        return Chain([adam, LBFGS(history_size=4)], steps=[first])
 
     def test_the_first_stage_is_plain_adam_and_the_second_improves_on_it(self):
         x, y = data()
@@ -193,25 +236,173 @@ class TestChain:
         rest = resumed.fit(x, y, epochs=12, initial_epoch=stop, verbose=0).history["loss"]
         np.testing.assert_allclose(rest, expected[stop:], rtol=1e-9)
 
+    @pytest.mark.parametrize("stop", [3, 8])
+    def test_a_run_that_crashed_goes_on_from_its_backup(self, stop, tmp_path):
+        x, y = data()
+        expected = network(self.chain()).fit(x, y, epochs=12, verbose=0).history["loss"]
+        backup = tmp_path / "backup"
+        with pytest.raises(RuntimeError, match="crash"):
+            network(self.chain()).fit(
+                x,
+                y,
+                epochs=12,
+                verbose=0,
+                callbacks=[keras.callbacks.BackupAndRestore(backup), FailAt(stop)],
+            )
+        again = network(self.chain()).fit(
+            x, y, epochs=12, verbose=0, callbacks=[keras.callbacks.BackupAndRestore(backup)]
+        )
+        assert again.epoch == list(range(stop, 12))
+        np.testing.assert_allclose(again.history["loss"], expected[stop:], rtol=1e-9)
+
+    @pytest.mark.parametrize("stop", [3, 8])
+    def test_a_checkpoint_restores_either_stage(self, stop, tmp_path):
+        x, y = data()
+        expected = network(self.chain()).fit(x, y, epochs=10, verbose=0).history["loss"]
+        half = network(self.chain())
+        half.fit(x, y, epochs=stop, verbose=0)
+        path = tf.train.Checkpoint(model=half, optimizer=half.optimizer).save(tmp_path / "half")
+        twin = network(self.chain())
+        twin.optimizer.build(twin.trainable_variables)
+        status = tf.train.Checkpoint(model=twin, optimizer=twin.optimizer).restore(path)
+        status.assert_consumed()
+        rest = twin.fit(x, y, epochs=10, initial_epoch=stop, verbose=0).history["loss"]
+        np.testing.assert_allclose(rest, expected[stop:], rtol=1e-9)
+
     def test_steps_per_execution_and_validation(self):
         x, y = data()
-        plain, packed = network(self.chain()), network(self.chain(), steps_per_execution=3)
-        plain.fit(x, y, epochs=12, verbose=0)
-        history = packed.fit(
-            x, y, batch_size=8, epochs=2, verbose=0, shuffle=False, validation_data=(x, y)
-        )
+        packed = network(self.chain(4), steps_per_execution=3, jit_compile=True)
+        with pytest.warns(UserWarning, match="3 batches"):
+            history = packed.fit(
+                x, y, batch_size=8, epochs=2, verbose=0, shuffle=False, validation_data=(x, y)
+            )
         assert set(history.history) == {"loss", "val_loss"}
-        assert int(packed.optimizer.iterations) == 6
+        assert int(packed.optimizer.iterations) == 6 and packed.optimizer.stage == 1
+        np.testing.assert_allclose(
+            history.history["val_loss"][-1], packed.evaluate(x, y, verbose=0), rtol=1e-9
+        )
+
+    def test_steps_per_execution_takes_no_more_than_an_epoch(self):
+        x, y = data()
+        packed = network(self.chain(2), steps_per_execution=5)
+        losses = packed.fit(x, y, epochs=4, verbose=0).history["loss"]
+        assert int(packed.optimizer.iterations) == 4
+        plain = network(self.chain(2)).fit(x, y, epochs=4, verbose=0).history["loss"]
+        np.testing.assert_allclose(losses, plain, rtol=1e-9)
+
+    def test_a_first_order_stage_logs_and_keeps_what_keras_does(self):
+        def model(optimizer):
+            return network(
+                optimizer,
+                hidden=[keras.layers.Dropout(0.3, seed=2), keras.layers.BatchNormalization()],
+                metrics=["mae"],
+            )
+
+        x, y = data()
+
+        def adamw():
+            return keras.optimizers.AdamW(0.05, weight_decay=0.1, clipnorm=0.1)
+
+        ours, theirs = model(self.chain(9, adamw())), model(adamw())
+        ours.fit(x, y, epochs=4, verbose=0)
+        theirs.fit(x, y, epochs=4, verbose=0)
+        for name, values in theirs.history.history.items():
+            np.testing.assert_allclose(ours.history.history[name], values, rtol=1e-9)
+        for mine, other in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+            np.testing.assert_allclose(mine, other, rtol=1e-9, atol=1e-14)
+
+    def test_gradient_accumulation_within_a_stage(self):
+        def adam():
+            return keras.optimizers.Adam(0.05, gradient_accumulation_steps=2)
+
+        x, y = data()
+        ours = network(self.chain(9, adam())).fit(x, y, epochs=5, verbose=0).history["loss"]
+        theirs = network(adam()).fit(x, y, epochs=5, verbose=0).history["loss"]
+        assert ours[0] == ours[1] and ours[2] < ours[1]
+        np.testing.assert_allclose(ours, theirs, rtol=1e-10)
+
+    def test_the_closure_optimizer_may_stand_anywhere(self):
+        x, y = data()
+        chain = Chain([keras.optimizers.Adam(0.05), LBFGS(), "sgd"], steps=[3, 4])
+        model = network(chain)
+        losses = model.fit(x, y, epochs=10, verbose=0).history["loss"]
+        assert chain.stage == 2
+        two = network(self.chain(3)).fit(x, y, epochs=7, verbose=0)
+        np.testing.assert_allclose(losses[:7], two.history["loss"], rtol=1e-6)
+        # The first loss of SGD is that of the last point of L-BFGS; its steps descend further.
+        np.testing.assert_allclose(losses[7], losses[6], rtol=1e-12)
+        alone = network(keras.optimizers.SGD(0.01))
+        alone.set_weights(two.model.get_weights())
+        rest = alone.fit(x, y, epochs=3, verbose=0).history["loss"]
+        np.testing.assert_allclose(losses[7:], rest, rtol=1e-6)
+
+    def test_a_stage_that_has_converged_hands_over(self):
+        x, y = data()
+        chain = Chain([LBFGS(), keras.optimizers.SGD(0.0)], steps=[1000])
+        history = linear(chain).fit(x, y, epochs=40, verbose=0)
+        assert len(history.epoch) == 40  # a first-order stage has no end of its own
+        assert chain.optimizers[0].progress is Progress.GRADIENT_CONVERGED
+        assert chain.stage == 1 and chain.optimizers[0].num_evaluations < 100
+
+    def test_a_learning_rate_schedule_reaches_the_first_order_stage_alone(self):
+        x, y = data()
+        model = network(self.chain(3))
+        halve = keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.5 * rate)
+        with pytest.warns(UserWarning, match="LBFGS has no learning rate") as caught:
+            model.fit(x, y, epochs=5, verbose=0, callbacks=[halve])
+        assert sum("no learning rate" in str(w.message) for w in caught) == 1
+        adam, lbfgs = model.optimizer.optimizers
+        assert float(adam.learning_rate) == pytest.approx(0.05 / 2**5)
+        assert float(lbfgs.learning_rate) == 1.0
+
+    def test_the_learning_rate_is_that_of_the_stage(self):
+        chain = self.chain(3)
+        chain.learning_rate = 0.02
+        assert float(chain.optimizers[0].learning_rate) == pytest.approx(0.02)
+        chain.iterations.assign(3)
+        assert float(chain.learning_rate) == 1.0
 
     def test_learning_rates_of_the_stages_are_visible(self):
         chain = self.chain()
         assert float(chain.optimizers[0].learning_rate) == pytest.approx(0.05)
 
-    def test_bad_stages(self):
-        with pytest.raises(ValueError, match="`steps` must hold"):
-            Chain([keras.optimizers.Adam(), LBFGS()], steps=[])
-        with pytest.raises(ValueError, match="last stage"):
-            Chain([LBFGS(), keras.optimizers.Adam()], steps=[3])
+    @pytest.mark.parametrize(
+        ("make", "error", "match"),
+        [
+            (lambda: Chain(["adam", LBFGS()], steps=[]), ValueError, "`steps` must hold"),
+            (lambda: Chain(["adam", LBFGS()], steps=[2.5]), ValueError, "`steps` must hold"),
+            (lambda: Chain(["adam", LBFGS()], steps=None), ValueError, "`steps` must hold"),
+            (lambda: Chain([LBFGS(), LBFGS()], steps=[3]), ValueError, "at most one stage"),
+            (lambda: Chain([3, LBFGS()], steps=[3]), TypeError, "must be a Keras optimizer"),
+            (
+                lambda: Chain([Chain(["adam", LBFGS()], [3]), "sgd"], steps=[9]),
+                ValueError,
+                "into one Chain",
+            ),
+            (
+                lambda: Chain([keras.optimizers.Adam(use_ema=True), LBFGS()], steps=[3]),
+                ValueError,
+                "use_ema",
+            ),
+            (
+                lambda: Chain(
+                    [keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()), "sgd"], [3]
+                ),
+                ValueError,
+                "scale the loss",
+            ),
+            (lambda: Chain(["adam", LBFGS()], [3], clipnorm=1.0), ValueError, "clipnorm"),
+            (lambda: Chain(["adam", LBFGS()], [3], learning_rate=1.0), ValueError, "its stages"),
+        ],
+    )
+    def test_bad_stages(self, make, error, match):
+        with pytest.raises(error, match=match):
+            make()
+
+    def test_one_object_for_two_stages_is_refused(self):
+        adam = keras.optimizers.Adam()
+        with pytest.raises(ValueError, match="object of its own"):
+            Chain([adam, adam], steps=[3])
 
 
 class TestFit:
@@ -233,8 +424,132 @@ class TestFit:
     def test_batches_are_seen_as_different_functions(self):
         x, y = data(64)
         model = network(LBFGS())
-        losses = model.fit(x, y, batch_size=16, epochs=4, verbose=0).history["loss"]
+        with pytest.warns(UserWarning, match="4 batches .* batch_size=len"):
+            losses = model.fit(x, y, batch_size=16, epochs=4, verbose=0).history["loss"]
         assert np.all(np.isfinite(losses)) and losses[-1] < losses[0]
+
+    def test_a_batch_that_is_solved_does_not_stop_the_others(self):
+        # The first batch is fitted exactly by the start; the second is not.
+        x = np.concatenate([np.zeros((8, 2)), data(8)[0]])
+        model = linear(LBFGS())
+        with pytest.warns(UserWarning, match="2 batches"):
+            losses = model.fit(
+                x, x @ [[1.0], [2.0]], batch_size=8, shuffle=False, epochs=12, verbose=0
+            ).history["loss"]
+        assert losses[-1] < 1e-6 * losses[0]
+
+    def test_training_on_one_batch_by_hand_trusts_no_earlier_loss(self):
+        x, y = data()
+        model = linear(LBFGS())
+        model.fit(x, y, epochs=30, verbose=0)
+        assert model.optimizer.progress is Progress.GRADIENT_CONVERGED
+        loss = model.train_on_batch(x, y + 5.0)
+        assert loss < 24 and loss == pytest.approx(model.evaluate(x, y + 5.0, verbose=0))
+
+    def test_a_data_set_of_one_batch_ends_when_converged(self):
+        x, y = data()
+        model = linear(LBFGS())
+        batch = tf.data.Dataset.from_tensors((x, y))
+        history = model.fit(batch, epochs=100, verbose=0, shuffle=False)
+        assert len(history.epoch) < 40
+        assert model.optimizer.progress is Progress.GRADIENT_CONVERGED
+
+    def test_dictionaries_of_inputs_outputs_and_losses(self):
+        a, b = keras.Input((2,), name="a"), keras.Input((2,), name="b")
+        hidden = keras.layers.Concatenate()([a, b])
+        heads = {name: keras.layers.Dense(1, name=name)(hidden) for name in ("p", "q")}
+        model = nde.Model({"a": a, "b": b}, heads)
+        model.compile(
+            LBFGS(),
+            {"p": "mse", "q": "mae"},
+            loss_weights={"p": 1.0, "q": 0.5},
+            metrics={"p": "mae"},
+            jit_compile=False,
+        )
+        x, y = data()
+        inputs, targets = {"a": x, "b": -x[::-1]}, {"p": y, "q": 2 * y}
+        logs = model.fit(inputs, targets, epochs=3, verbose=0).history
+        for name, value in model.evaluate(inputs, targets, verbose=0, return_dict=True).items():
+            np.testing.assert_allclose(logs[name][-1], value, rtol=1e-9)
+        np.testing.assert_allclose(
+            logs["loss"], np.array(logs["p_loss"]) + 0.5 * np.array(logs["q_loss"]), rtol=1e-9
+        )
+
+    def test_lists_of_inputs_and_outputs(self):
+        a, b = keras.Input((2,)), keras.Input((1,))
+        outputs = [keras.layers.Dense(1)(a), keras.layers.Dense(1)(b)]
+        model = nde.Model([a, b], outputs)
+        model.compile(LBFGS(), ["mse", "mse"], jit_compile=False)
+        x, _ = data()
+        targets = [x @ [[1.0], [2.0]], 3 * x[:, :1]]
+        weights = np.linspace(1.0, 2.0, len(x))
+        model.fit([x, x[:, :1]], targets, sample_weight=weights, epochs=60, verbose=0)
+        np.testing.assert_allclose(model.get_weights()[0], [[1.0], [2.0]], atol=1e-5)
+        np.testing.assert_allclose(model.get_weights()[2], [[3.0]], atol=1e-5)
+
+    def test_validation_by_a_split_or_arrays_is_kerass(self):
+        x, y = data(40)
+        keywords = {"epochs": 2, "verbose": 0, "shuffle": False}
+        ours = network(keras.optimizers.Adam(0.1), metrics=["mae"])
+        ours.fit(x, y, batch_size=64, validation_split=0.25, **keywords)
+        theirs = network(keras.optimizers.Adam(0.1), metrics=["mae"])
+        validation = tf.data.Dataset.from_tensor_slices((x[30:], y[30:])).batch(4)
+        theirs.fit(x[:30], y[:30], validation_data=validation, **keywords)
+        for name, values in theirs.history.history.items():
+            np.testing.assert_allclose(ours.history.history[name], values, rtol=1e-9)
+
+    def test_class_weights(self):
+        x, y = data()
+        labels = (y > 0.5).astype("int64")
+        model = linear(LBFGS(), activation="sigmoid")
+        model.fit(x, labels, class_weight={0: 1.0, 1: 3.0}, epochs=5, shuffle=False, verbose=0)
+        weights = np.where(labels[:, 0] == 1, 3.0, 1.0)
+        expected = model.evaluate(x, labels, sample_weight=weights, verbose=0)
+        assert model.history.history["loss"][-1] == pytest.approx(expected)
+
+    def test_losses_that_layers_add_are_minimized(self):
+        x, y = data()
+        model = linear(LBFGS(), activity_regularizer=keras.regularizers.L2(0.5))
+        losses = model.fit(x, y, epochs=60, verbose=0).history["loss"]
+        # mean (y - f)^2 + 0.5 mean f^2 (Keras divides activity penalties by the batch size).
+        design = np.hstack([x, np.ones((len(x), 1))])
+        expected = np.linalg.solve(1.5 * design.T @ design, design.T @ y)
+        np.testing.assert_allclose(np.vstack(model.get_weights()[:1]), expected[:2], atol=1e-6)
+        assert losses[-1] == pytest.approx(model.evaluate(x, y, verbose=0))
+
+    def test_eager_runs_agree_with_graphs(self):
+        x, y = data()
+        found = [
+            network(LBFGS(history_size=4), run_eagerly=eagerly)
+            .fit(x, y, epochs=5, verbose=0)
+            .history["loss"]
+            for eagerly in (True, False)
+        ]
+        np.testing.assert_allclose(*found, rtol=1e-9)
+
+    def test_keras_callbacks(self, tmp_path):
+        x, y = data()
+        model = network(LBFGS())
+        best, log = tmp_path / "best.keras", tmp_path / "log.csv"
+        callbacks = [
+            keras.callbacks.ModelCheckpoint(best, monitor="loss", save_best_only=True),
+            keras.callbacks.EarlyStopping("loss", min_delta=100.0, patience=4),
+            keras.callbacks.CSVLogger(log),
+            keras.callbacks.TerminateOnNaN(),
+        ]
+        losses = model.fit(x, y, epochs=50, verbose=0, callbacks=callbacks).history["loss"]
+        assert len(losses) == 5 and len(log.read_text().splitlines()) == 6
+        loaded = keras.models.load_model(best)
+        assert loaded.evaluate(x, y, verbose=0) == pytest.approx(losses[-1])
+
+    def test_a_callback_list_made_by_the_user(self):
+        x, y = data()
+        model = linear(LBFGS())
+        callbacks = keras.callbacks.CallbackList(add_history=True, model=model, epochs=100)
+        for _ in range(2):
+            history = model.fit(x, y, epochs=100, verbose=0, callbacks=callbacks)
+            assert len(history.epoch) < 100
+        assert len(callbacks.callbacks) == 2
 
     def test_regularization_sample_weights_and_metrics(self):
         x, y = data()
@@ -295,7 +610,7 @@ class TestFit:
         )
 
     def test_auto_means_compiled(self):
-        assert network("adam").jit_compile is True
+        assert network("adam", jit_compile="auto").jit_compile is True
         assert network("adam", jit_compile=False).jit_compile is False
 
     def test_a_plain_keras_model_is_told_what_to_use(self):
@@ -304,6 +619,75 @@ class TestFit:
         model.compile(LBFGS(), "mse")
         with pytest.raises(ValueError, match="keras_neuralde.Model"):
             model.fit(*data(), verbose=0)
+
+    def test_a_plain_keras_model_with_a_chain_is_told_too(self):
+        inputs = keras.Input((2,))
+        model = keras.Model(inputs, keras.layers.Dense(1)(inputs))
+        model.compile(Chain(["adam", LBFGS()], steps=[3]), "mse")
+        with pytest.raises(ValueError, match="keras_neuralde.Model"):
+            model.fit(*data(), verbose=0)
+
+    def test_float16_is_refused(self):
+        keras.config.set_dtype_policy("mixed_float16")
+        model = linear(LBFGS())
+        with pytest.raises(ValueError, match="float16.*too coarse"):
+            model.fit(*data(), verbose=0)
+
+    def test_constraints_are_refused(self):
+        model = linear(LBFGS(), kernel_constraint="non_neg")
+        with pytest.raises(ValueError, match="constraints of .*kernel"):
+            model.fit(*data(), verbose=0)
+
+    def test_a_model_without_trainable_variables_is_refused(self):
+        model = linear(LBFGS())
+        model.trainable = False
+        model.compile(LBFGS(), "mse")
+        with pytest.raises(ValueError, match="without trainable variables"):
+            model.fit(*data(), verbose=0)
+
+    def test_an_optimizer_of_other_variables_is_refused(self):
+        x, y = data()
+        model = network(LBFGS())
+        model.fit(x, y, verbose=0)
+        model.layers[1].trainable = False
+        model.compile(model.optimizer, "mse")
+        with pytest.raises(ValueError, match="built for 4 .* given others \\(2\\)"):
+            model.fit(x, y, verbose=0)
+
+    def test_a_loss_without_gradients_is_no_convergence(self):
+        model = linear(LBFGS())
+        model.compile(LBFGS(), lambda y, f: tf.reduce_mean(tf.stop_gradient(f) - y) ** 2)
+        with pytest.raises(ValueError, match="does not depend on any trainable variable"):
+            model.fit(*data(), verbose=0)
+
+    def test_a_variable_without_gradient_is_named(self):
+        inputs = keras.Input((2,))
+        outputs = [keras.layers.Dense(1)(inputs), keras.layers.Dense(1, name="idle")(inputs)]
+        model = nde.Model(inputs, outputs)
+        model.compile(LBFGS(), ["mse", None], jit_compile=False)
+        x, y = data()
+        with pytest.warns(UserWarning, match="does not depend on .*idle/kernel"):
+            losses = model.fit(x, [y, y], epochs=3, verbose=0).history["loss"]
+        assert losses[-1] < losses[0]
+
+    def test_fit_before_compile_gets_kerass_sentence(self):
+        inputs = keras.Input((2,))
+        model = nde.Model(inputs, keras.layers.Dense(1)(inputs))
+        with pytest.raises(ValueError, match="call `compile"):
+            model.fit(*data())
+
+    def test_subclasses_that_are_functional(self):
+        class Mine(nde.Model):
+            def __init__(self):
+                inputs = keras.Input((2,))
+                super().__init__(inputs, keras.layers.Dense(1)(inputs))
+
+        x, _ = data()
+        model = Mine()
+        model.compile(LBFGS(), "mse", jit_compile=False)
+        losses = model.fit(x, x @ [[1.0], [2.0]], epochs=40, verbose=0).history["loss"]
+        assert losses[-1] < 1e-12
+        assert isinstance(keras.models.clone_model(linear("adam")), nde.Model)
 
     def test_subclassed_models_and_the_mixin(self):
         class Mine(nde.ClosureTrainer, keras.Model):
@@ -341,6 +725,10 @@ class TestFit:
         {"engine": "scipy"},
         {"gradient_tolerance": -1.0},
         {"max_evaluations": 0},
+        {"clipnorm": 1.0},
+        {"use_ema": True},
+        {"gradient_accumulation_steps": 2},
+        {"learning_rate": 0.1},
     ],
 )
 def test_bad_settings(keywords):

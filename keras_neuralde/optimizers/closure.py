@@ -1,6 +1,7 @@
 """What optimizers that evaluate the loss themselves have in common."""
 
 import math
+import warnings
 
 import keras
 import tensorflow as tf
@@ -17,19 +18,41 @@ class ClosureOptimizer(keras.optimizers.Optimizer):
     """
 
     def __init__(self, name, **keywords):
+        refuse_gradient_options(type(self).__name__, keywords)
+        if "learning_rate" in keywords:
+            raise ValueError(
+                f"{type(self).__name__} has no learning rate: its line search finds the length of "
+                f"every step. Received: learning_rate={keywords['learning_rate']!r}"
+            )
         super().__init__(learning_rate=1.0, name=name, **keywords)
 
+    @property
+    def learning_rate(self):
+        """Always one: there is none. It exists because Keras's callbacks log it."""
+        return self._learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value):
+        if float(value) != 1.0 and not getattr(self, "_warned", False):
+            self._warned = True
+            warnings.warn(
+                f"{type(self).__name__} has no learning rate: its line search finds the length of "
+                f"every step. It was set to {float(value):g}, which is ignored.",
+                stacklevel=2,
+            )
+
     def build(self, variables):
-        """Makes the state for a list of variables of one floating dtype."""
+        """Makes the state for a list of variables of one floating dtype.
+
+        Raises:
+            ValueError: if there are no variables, if their dtypes differ or are too coarse for a
+                line search, or if one of them has a constraint.
+        """
         if self.built:
             return
+        self._refuse_unfit(variables)
         super().build(variables)
-        dtypes = sorted({keras.backend.standardize_dtype(v.dtype) for v in variables})
-        if len(dtypes) != 1:
-            raise ValueError(
-                f"{type(self).__name__} needs trainable variables of one dtype. Received: {dtypes}"
-            )
-        self._dtype = dtypes[0]
+        self._dtype = keras.backend.standardize_dtype(variables[0].dtype)
         self._size = sum(math.prod(v.shape) for v in variables)
         self._x = self._new("x", (self._size,))
         self._gradient = self._new("gradient", (self._size,))
@@ -38,6 +61,37 @@ class ClosureOptimizer(keras.optimizers.Optimizer):
         self._same_data = self._new("same_data", (), "bool")
         self._status = self._new("status", (), "int32")
         self._evaluations = self._new("evaluations", (), "int32")
+
+    def _refuse_unfit(self, variables):
+        name = type(self).__name__
+        if not variables:
+            raise ValueError(f"{name} was given a model without trainable variables")
+        dtypes = sorted({keras.backend.standardize_dtype(v.dtype) for v in variables})
+        if dtypes not in (["float32"], ["float64"]):
+            raise ValueError(
+                f"{name} needs trainable variables of one dtype, float32 or float64. "
+                f"Received: {dtypes}"
+            )
+        bound = [v.path for v in variables if getattr(v, "constraint", None) is not None]
+        if bound:
+            raise ValueError(
+                f"{name} cannot keep the constraints of {bound}: its line search would leave them. "
+                "Learn an unconstrained variable and map it, as softplus does to positive numbers."
+            )
+
+    def check_variables(self, variables):
+        """Refuses variables other than those that the state was made for.
+
+        Raises:
+            ValueError: if they differ.
+        """
+        mine = [self._var_key(v) for v in self._trainable_variables]
+        if [self._var_key(v) for v in variables] != mine:
+            raise ValueError(
+                f"{type(self).__name__} was built for {len(mine)} trainable variables and is now "
+                f"given others ({len(variables)}): layers were frozen, thawed or replaced. "
+                "Compile the model with a new optimizer."
+            )
 
     def _new(self, name, shape, dtype=None):
         return self.add_variable(
@@ -56,6 +110,10 @@ class ClosureOptimizer(keras.optimizers.Optimizer):
     def progress(self):
         """How the optimizer stands: a `Progress`."""
         return Progress(int(self._status)) if self.built else Progress.RUNNING
+
+    def closure_stage(self):
+        """Itself: the optimizer that evaluates the loss, as in a `Chain`."""
+        return self
 
     @property
     def message(self):
@@ -94,10 +152,48 @@ class ClosureOptimizer(keras.optimizers.Optimizer):
         self._status.assign(progress)
         self._evaluations.assign_add(evaluations)
 
-    @property
-    def running(self):
-        """A boolean tensor: whether there is anything left to do."""
-        return tf.equal(tf.convert_to_tensor(self._status), int(Progress.RUNNING))
+    def ended(self, deterministic):
+        """A boolean tensor: whether another step would meet the same function and do nothing.
+
+        Args:
+            deterministic: whether the loss depends on the variables and the data alone.
+        """
+        running = tf.equal(self.status(), int(Progress.RUNNING))
+        return ~running & tf.convert_to_tensor(self._same_data) & deterministic
+
+    def status(self):
+        """`progress` as an integer tensor, for compiled code."""
+        return tf.convert_to_tensor(self._status)
+
+
+def closure_stage(optimizer):
+    """The optimizer, or its stage, that evaluates the loss itself; `None` without one."""
+    # A method, not a property: Keras saves and loads whatever the attributes of an object hold.
+    find = getattr(optimizer, "closure_stage", None)
+    return None if find is None else find()
+
+
+def refuse_gradient_options(name, keywords):
+    """Refuses options of `keras.optimizers.Optimizer` that change gradients or their use.
+
+    Args:
+        name: of the optimizer, for the message.
+        keywords: its keywords.
+
+    Raises:
+        ValueError: if one of them is on.
+    """
+    options = (
+        "weight_decay", "clipnorm", "clipvalue", "global_clipnorm", "use_ema",
+        "ema_overwrite_frequency", "loss_scale_factor", "gradient_accumulation_steps",
+    )  # fmt: skip
+    given = {key: keywords[key] for key in options if keywords.get(key)}
+    if given:
+        raise ValueError(
+            f"{name} takes no options that change gradients or average weights; give them to a "
+            "first-order stage of a Chain, or penalise weights by a regularizer of the layer. "
+            f"Received: {given}"
+        )
 
 
 def flatten(tensors):

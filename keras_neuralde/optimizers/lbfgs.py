@@ -25,10 +25,15 @@ class LBFGS(ClosureOptimizer):
         loss_tolerance: converged when an iteration changes the loss relatively less.
         max_evaluations: evaluations of the loss in one line search.
         name: name of the optimizer.
-        **keywords: keywords of `keras.optimizers.Optimizer`.
+        **keywords: options of `keras.optimizers.Optimizer`; those that change gradients, such as
+            `clipnorm`, are refused.
 
     Raises:
         ValueError: for arguments out of range.
+
+    The loss may depend on the data and the model's own variables alone: on one batch it is not
+    evaluated again at a point where it is known. A weight that a callback changes during training
+    belongs into a variable of a layer (`add_weight(trainable=False)`).
 
     Example:
 
@@ -53,7 +58,6 @@ class LBFGS(ClosureOptimizer):
         name="lbfgs",
         **keywords,
     ):
-        keywords.pop("learning_rate", None)
         super().__init__(name=name, **keywords)
         for key, value, least in (
             ("history_size", history_size, 1),
@@ -102,21 +106,23 @@ class LBFGS(ClosureOptimizer):
             idle: a boolean (tensor): evaluate the loss and its gradient, but stay.
 
         Returns:
-            `(loss, gradients)` at the accepted point.
+            `(loss, values, gradients)` of the accepted point.
         """
         self.build(variables)
+        self.check_variables(variables)
         x = flatten([tf.convert_to_tensor(v) for v in variables])
         step = self._tfp_step if self.engine == "tfp" else self._native_step
         point = step(flat_closure(closure, variables), x, deterministic, idle)
-        for variable, value in zip(variables, unflatten(point.x, variables), strict=True):
+        values = unflatten(point.x, variables)
+        for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
         self.iterations.assign_add(1)
-        return point.loss, unflatten(point.gradient, variables)
+        return point.loss, values, unflatten(point.gradient, variables)
 
     def _native_step(self, evaluate, x, deterministic, idle):
         base, known = self.known(x, deterministic)
         idle = tf.convert_to_tensor(idle)
-        ended = ~self.running & ~idle
+        ended = self.ended(deterministic) & ~idle
         steps, changes = tf.convert_to_tensor(self._steps), tf.convert_to_tensor(self._changes)
         pairs = tf.convert_to_tensor(self._pairs)
 
@@ -139,7 +145,7 @@ class LBFGS(ClosureOptimizer):
         )
         pairs = tf.where(search.fresh, 0, pairs)
         self._remember(point.x - here.x, point.gradient - here.gradient, pairs, search.found)
-        progress = tf.where(ended, tf.convert_to_tensor(self._status), search.progress)
+        progress = tf.where(ended | idle, self.status(), search.progress)
         self.keep(point, progress, search.evaluations)
         return point
 
@@ -204,7 +210,7 @@ class LBFGS(ClosureOptimizer):
             tf.constant(0), x / scale, loss, gradient * scale,
             tf.convert_to_tensor(self._steps), tf.convert_to_tensor(self._changes),
         )  # fmt: skip
-        go = self.running & ~tf.convert_to_tensor(idle)
+        go = ~self.ended(deterministic) & ~tf.convert_to_tensor(idle)
 
         def search():
             return lbfgs.minimize(
@@ -218,7 +224,7 @@ class LBFGS(ClosureOptimizer):
             )
 
         results = tf.cond(go, search, lambda: previous)
-        lower = tf.math.is_finite(results.objective_value) & (results.objective_value <= loss) & go
+        lower = tf.math.is_finite(results.objective_value) & (results.objective_value < loss) & go
         point = Point(
             tf.where(lower, results.position * scale, x),
             tf.where(lower, results.objective_value, loss),
@@ -244,13 +250,11 @@ class LBFGS(ClosureOptimizer):
         progress = tf.where(small, int(Progress.GRADIENT_CONVERGED), progress)
         finite = tf.math.is_finite(base.loss)
         progress = tf.where(finite, progress, int(Progress.NON_FINITE))
-        return tf.where(go, progress, tf.convert_to_tensor(self._status))
+        return tf.where(go, progress, self.status())
 
     def get_config(self):
-        config = super().get_config()
-        config.pop("learning_rate", None)
         return {
-            **config,
+            "name": self.name,
             "history_size": self.history_size,
             "initial_step_norm": self.initial_step_norm,
             "engine": self.engine,

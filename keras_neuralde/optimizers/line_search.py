@@ -10,6 +10,7 @@ asks for no derivative that a noisy objective could not give.
 import enum
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 _DECREASE = 1e-4
@@ -34,7 +35,9 @@ class Progress(enum.IntEnum):
 _MESSAGES = {
     Progress.RUNNING: "running",
     Progress.GRADIENT_CONVERGED: "converged: the gradient is below gradient_tolerance",
-    Progress.LOSS_CONVERGED: "converged: the loss changed less than loss_tolerance",
+    Progress.LOSS_CONVERGED: (
+        "converged: the loss changed by no more than loss_tolerance and its rounding allow"
+    ),
     Progress.STALLED: (
         "the line search found no lower loss although the gradient is not small. When the loss "
         "holds a differential equation, its step sequence changes with the parameters and roughens "
@@ -139,6 +142,11 @@ def iterate(evaluate, direct, base, known, *, idle, max_tries, gradient_toleranc
         slope = tf.reduce_sum(state.direction * point.gradient)
         finite = tf.math.is_finite(point.loss) & tf.math.is_finite(slope)
         lower = finite & (point.loss <= base.loss + _DECREASE * state.step * state.slope)
+        # Ever shorter steps end at an equal loss, which proves nothing, unless no step along this
+        # direction promises more than the rounding of the loss.
+        rounding = 8.0 * float(np.finfo(dtype.as_numpy_dtype).eps)
+        negligible = -state.slope <= rounding * tf.abs(base.loss)
+        lower &= (point.loss < base.loss) | negligible
         flat = slope >= _CURVATURE * state.slope
         better = lower & (~state.found | (point.loss < state.best.loss))
         best = _choose(better, point, state.best)

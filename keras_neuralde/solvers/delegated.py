@@ -131,19 +131,20 @@ class DelegatedSolver(Solver):
             theta = [constants[f"theta_{i}"] for i in range(len(constants))]
             return direction * field((direction * u)[None], y, theta)
 
+        first, *theta = _first_order_only([y0, *field.theta], field.variables)
         results = self._guarded(terms, max_steps).solve(
             ode_fn,
             tf.stop_gradient(start),
-            y0,
+            first,
             tf.stop_gradient(times),
-            constants={f"theta_{i}": tensor for i, tensor in enumerate(field.theta)},
+            constants={f"theta_{i}": tensor for i, tensor in enumerate(theta)},
         )
         status, (stopped, step) = results.diagnostics.status, results.solver_internal_state
         failed = status != int(Status.SUCCESS)
         missing = failed | ~present[:, None, None]
         y = tf.where(missing, tf.constant(float("nan"), y0.dtype), results.states)
         y = y[-1] if terms.saves is None else y
-        y = _refuse_time_gradients(y, terms)
+        y = _refuse_gradients(y, terms)
         t = direction * tf.where(failed, stopped, end)
         uncounted, nothing = -tf.ones_like(t), tf.zeros_like(t)
         status = tf.cast(status, t.dtype)
@@ -166,31 +167,63 @@ class DelegatedSolver(Solver):
         return getattr(guarded, f"Guarded{self.kind}")(max_steps, **keywords, **options)
 
 
-def _refuse_time_gradients(y, terms):
-    """`y`, connected to the times by a gradient that is refused."""
-    times = [terms.t0, terms.t_end, *([] if terms.saves is None else [terms.saves])]
-    refused = [tf.reduce_sum(_refused(time)) for time in times]
+def _first_order_only(inputs, variables):
+    """`inputs`, whose gradient refuses to be differentiated again.
+
+    TFP stops the gradient of its adjoint, so that a second derivative would silently be lost. The
+    variables that the field reads take part with a gradient of zero, for the same refusal.
+    """
+
+    @tf.custom_gradient
+    def guard(*tensors):
+        def gradient(*bars):
+            @tf.custom_gradient
+            def once(*_):
+                zeros = [tf.zeros_like(tensor) for tensor in tensors[len(bars) :]]
+                return [*map(tf.identity, bars), *zeros], _refuse_second_derivative
+
+            return once(*bars, *tensors)
+
+        return [tf.identity(tensor) for tensor in tensors[: len(inputs)]], gradient
+
+    return guard(*inputs, *map(tf.convert_to_tensor, variables))
+
+
+def _refuse_second_derivative(*_, variables=None):
+    raise NotImplementedError(
+        "a solver of TFP gives first derivatives only: its gradient cannot be differentiated "
+        "again. If you need no second derivative, take the inner gradient outside the outer tape."
+    )
+
+
+def _refuse_gradients(y, terms):
+    """`y`, connected by a gradient that is refused to what TFP has no gradient for."""
+    settings = {"t_span": [terms.t0, terms.t_end], "rtol": [terms.rtol], "atol": [terms.atol]}
+    if terms.saves is not None:
+        settings["saveat"] = [terms.saves]
+    refused = [_refused(tensor, name) for name in settings for tensor in settings[name]]
     return tf.where(tf.constant(False), tf.add_n(refused), y)
 
 
-def _refused(time):
+def _refused(setting, name):
+    """A scalar that depends on a setting."""
     graph = tf.compat.v1.get_default_graph()
 
     @tf.custom_gradient
-    def identity(time):
+    def dependent(setting):
         def refuse(_):
             # A tape of this graph asks for it. The backward pass of a compiled function is made
             # for all of its inputs, asked for or not: there NaN says it.
             if tf.compat.v1.get_default_graph() is graph:
                 raise ValueError(
-                    "a solver of TFP has no gradient with respect to `t_span` and `saveat`. Take "
-                    "the tape's watch off them, tf.stop_gradient them, or use another solver."
+                    f"a solver of TFP has no gradient with respect to `{name}`. Take the tape's "
+                    "watch off it, tf.stop_gradient it, or use another solver."
                 )
-            return tf.fill(tf.shape(time), tf.constant(float("nan"), time.dtype))
+            return tf.fill(tf.shape(setting), tf.constant(float("nan"), setting.dtype))
 
-        return tf.identity(time), refuse
+        return tf.reduce_sum(setting), refuse
 
-    return identity(time)
+    return dependent(setting)
 
 
 def _option_names(kind):

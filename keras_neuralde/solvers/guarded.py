@@ -175,7 +175,8 @@ def _with_alarm(ode_fn, rate):
         healthy = alarm <= 0.0
         for value, slope in zip(tf.nest.flatten(state), tf.nest.flatten(slopes), strict=True):
             largest = slope.dtype.max**0.5
-            healthy &= tf.reduce_all(tf.math.is_finite(slope) & (tf.abs(value) < largest))
+            bounded = (tf.abs(value) < largest) & (tf.abs(slope) < largest)
+            healthy &= tf.reduce_all(bounded)
         slopes = tf.nest.map_structure(lambda s: tf.where(healthy, s, tf.zeros_like(s)), slopes)
         return slopes, tf.stack([tf.where(healthy, 0.0 * rate, rate), rate])
 
