@@ -49,22 +49,27 @@ class PID:
     def get_config(self):
         return dataclasses.asdict(self)
 
-    def factor(self, error, previous, before, order):
+    @property
+    def looks_back(self):
+        """Whether earlier errors have a say."""
+        return bool(self.P or self.D)
+
+    def factor(self, error, earlier, order):
         """The factor for the next step.
 
         Args:
             error: `(rows,)`, squared scaled error of this attempt.
-            previous: the same of the last accepted step.
-            before: the same of the one before it.
+            earlier: the same of the last accepted step and of the one before it; not read unless
+                `looks_back`.
             order: order of the error estimate plus one.
         """
         floor = tf.constant(1e-30, error.dtype)
         half = -0.5 / order
         factor = self.safety * _power(error, half * (self.P + self.I + self.D), floor)
-        if self.P or self.D:
-            factor *= _power(previous, -half * (self.P + 2 * self.D), floor)
+        if self.looks_back:
+            factor *= _power(earlier[0], -half * (self.P + 2 * self.D), floor)
         if self.D:
-            factor *= _power(before, half * self.D, floor)
+            factor *= _power(earlier[1], half * self.D, floor)
         return tf.clip_by_value(factor, self.factor_min, self.factor_max)
 
 

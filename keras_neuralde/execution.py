@@ -1,5 +1,6 @@
 """Running a checked solve: as part of a graph, or eagerly through a compiled program."""
 
+import enum
 import math
 
 import numpy as np
@@ -62,9 +63,17 @@ def _checked(f, layout):
     return field
 
 
+class Gradient(enum.Enum):
+    """What a solve must be ready for."""
+
+    NEVER = "never"
+    POSSIBLE = "possible"  # a graph may still be differentiated, by a tape around it
+    EXPECTED = "expected"  # a tape is recording
+
+
 def run_eagerly(f, settings, layout, inputs, shape):
     """Runs an eager call through its compiled program."""
-    needs_gradient = _tape_is_active()
+    gradient = Gradient.EXPECTED if _tape_is_active() else Gradient.NEVER
 
     def signature(leaf):
         return None if leaf is None else (tuple(leaf.shape), leaf.dtype.name)
@@ -74,7 +83,7 @@ def run_eagerly(f, settings, layout, inputs, shape):
 
     references: list = []
     key = (
-        function_key(f, references), settings, layout.batch_ndims, shape, needs_gradient,
+        function_key(f, references), settings, layout.batch_ndims, shape, gradient,
         keyed(inputs),
     )  # fmt: skip
 
@@ -86,11 +95,17 @@ def run_eagerly(f, settings, layout, inputs, shape):
 
         @tf.function(jit_compile=jit, autograph=False)
         def program(inputs):
-            return trace(function, settings, layout, inputs, shape, needs_gradient)
+            return trace(function, settings, layout, inputs, shape, gradient)
 
         return program
 
     return _programs.get(key, references, make)(inputs)
+
+
+def run_in_graph(f, settings, layout, inputs, shape):
+    """Makes the solve part of the graph that is being built."""
+    gradient = Gradient.EXPECTED if _tape_is_active() else Gradient.POSSIBLE
+    return trace(lift_field(f, layout, inputs), settings, layout, inputs, shape, gradient)
 
 
 def _tape_is_active():
@@ -99,7 +114,7 @@ def _tape_is_active():
     return record.could_possibly_record()
 
 
-def trace(function, settings, layout, inputs, shape, needs_gradient):
+def trace(function, settings, layout, inputs, shape, gradient):
     """The solve as graph operations: tensors in, tensors out."""
     leaves = tf.nest.flatten(inputs["y0"])
     batch_dims = layout.batch_dims(leaves)
@@ -112,9 +127,8 @@ def trace(function, settings, layout, inputs, shape, needs_gradient):
     if settings.solver.delegated:
         y, control, num_f = settings.solver.integrate(field, y0, terms, settings.max_steps)
     else:
-        plan = _plan(settings, y0, has_saves, shape, needs_gradient)
-        y, control = _integrate(plan, field, y0, terms, settings, shape, needs_gradient)
-        num_f = _evaluations(plan, control)
+        y, control = _integrate(field, y0, terms, settings, shape, gradient)
+        num_f = _evaluations(settings, has_saves, control)
     status = tf.where(bad, tf.cast(Status.BAD_TIMES, y.dtype), control[STATUS])
     y = tf.where(bad[:, None], tf.constant(float("nan"), y.dtype), y)
     control = tf.concat([control[:STATUS], status[None], control[STATUS + 1 :]], axis=0)
@@ -128,33 +142,39 @@ def trace(function, settings, layout, inputs, shape, needs_gradient):
     }
 
 
-def _plan(settings, y0, has_saves, shape, needs_gradient):
+def _plan(settings, has_saves, segment, save_slopes):
     return Plan(
         settings.solver,
         settings.controller,
         settings.norm,
         settings.max_steps,
-        _segment(settings, y0, needs_gradient),
+        segment,
         has_saves,
-        has_saves and needs_gradient and shape.time_gradient,
+        save_slopes,
         settings.first_step,
     )
 
 
-def _integrate(plan, field, y0, terms, settings, shape, needs_gradient):
+def _integrate(field, y0, terms, settings, shape, gradient):
     """The states and the control block, through the adjoint where a gradient may be asked for."""
-    if needs_gradient:
-        return solve_discrete(plan, field, y0, terms, settings.checkpoints, shape.time_gradient)
-    outcome = integrate(plan, field.bind(field.theta), y0, terms)
-    return outcome.y, outcome.control
+    has_saves = terms.saves is not None
+    plain = _plan(settings, has_saves, _segment_of_memory(settings, y0), False)
+    if gradient is Gradient.NEVER:
+        outcome = integrate(plain, field.bind(field.theta), y0, terms)
+        return outcome.y, outcome.control
+    # All checkpoints' worth of turns, as a power of two.
+    segment = 1 << int(math.log2(settings.checkpoints))
+    plan = _plan(settings, has_saves, segment, has_saves and shape.time_gradient)
+    primal = plain if gradient is Gradient.POSSIBLE else None
+    return solve_discrete(plan, field, y0, terms, settings.checkpoints, shape.time_gradient, primal)
 
 
-def _evaluations(plan, control):
+def _evaluations(settings, has_saves, control):
     """Evaluations of the field, per row."""
-    solver = plan.solver
-    once = int(solver.carries_slope) + plan.first_step * (2 - solver.carries_slope)
+    solver = settings.solver
+    once = int(solver.carries_slope) + settings.first_step * (2 - solver.carries_slope)
     steps = tf.cast(control[ACCEPTED] + control[REJECTED], tf.int32)
-    return once + steps * solver.evaluations(dense=plan.saves)
+    return once + steps * solver.evaluations(dense=has_saves)
 
 
 def _terms(layout, inputs, y0, shape):
@@ -198,10 +218,8 @@ def _terms(layout, inputs, y0, shape):
     ), bad  # fmt: skip
 
 
-def _segment(settings, y0, needs_gradient):
-    """Turns per segment, a power of two: all checkpoints' worth, or what memory allows."""
-    if needs_gradient:
-        return 1 << int(math.log2(settings.checkpoints))
+def _segment_of_memory(settings, y0):
+    """Turns per segment of a solve without a trail, a power of two: what memory allows."""
     rows, width = y0.shape[0] or 256, y0.shape[1] or 256
     row_bytes = max(1, rows * (2 + width * (1 + settings.solver.dense_degree())) * 8)
     return 1 << max(4, min(10, int(math.log2(max(1, _RING_BYTES // row_bytes)))))

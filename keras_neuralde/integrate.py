@@ -14,8 +14,9 @@ import tensorflow as tf
 from keras_neuralde import controllers
 from keras_neuralde.solution import Status
 
-# Rows of the packed control block; one column per trajectory.
-T, H, ERROR, ERROR_BEFORE, ACCEPTED, REJECTED, STATUS, SHRUNK = range(8)
+# Rows of the packed control block; one column per trajectory. The last two are there only when the
+# controller looks back.
+T, H, ACCEPTED, REJECTED, STATUS, SHRUNK, ERROR, ERROR_BEFORE = range(8)
 RUNNING = -1.0
 
 # Save points that are interpolated in one piece.
@@ -49,6 +50,10 @@ class Plan:
     @property
     def adaptive(self):
         return not isinstance(self.controller, controllers.Constant)
+
+    @property
+    def looks_back(self):
+        return self.adaptive and self.controller.looks_back
 
 
 class Terms(NamedTuple):
@@ -120,8 +125,9 @@ def start(plan, g, y0, terms):
     status = tf.where(finite, RUNNING * rows, float(Status.NON_FINITE))
     status = tf.where(span > 0, status, tf.cast(Status.SUCCESS, dtype))
     zero = tf.zeros_like(rows)
-    control = tf.stack([terms.t0, h, rows, rows, zero, zero, status, zero])
-    return Carry(control, y0, state)
+    control = [terms.t0, h, zero, zero, status, zero]
+    control += [rows, rows] if plan.looks_back else []
+    return Carry(tf.stack(control), y0, state)
 
 
 def empty_ring(plan, carry, size):
@@ -150,18 +156,17 @@ def attempt(plan, g, terms, carry, forced=None):
     Returns:
         The new carry and the record `(times, y, dense)` of the turn.
     """
-    t, h, error_1, error_2, accepted, rejected, status, shrunk = tf.unstack(carry.control)
+    t, h, accepted, rejected, status, shrunk, *errors = tf.unstack(carry.control)
     running = status == RUNNING
     t_next = tf.where(running, _next_time(plan, terms, t, h, accepted), t)
     step = plan.solver.step(g, t, t_next, carry.y, carry.solver_state, plan.saves)
 
-    finite = tf.math.is_finite(tf.reduce_sum(step.y1 + step.state, axis=1))
     if plan.adaptive:
         error = _scaled_square(plan, terms, carry.y, step)
-        finite &= tf.math.is_finite(error)
+        finite = tf.math.is_finite(error)
         good = finite & (error <= 1.0)
     else:
-        error, good = error_1, finite
+        finite = good = tf.math.is_finite(tf.reduce_sum(step.y1 + step.state, axis=1))
     if step.ok is not None:
         good &= step.ok
     if forced is not None:
@@ -172,7 +177,7 @@ def attempt(plan, g, terms, carry, forced=None):
     t_new = tf.where(accept, t_next, t)
     if plan.adaptive:
         used = tf.abs(t_next - t)
-        factor = plan.controller.factor(error, error_1, error_2, plan.solver.error_order + 1)
+        factor = plan.controller.factor(error, errors, plan.solver.error_order + 1)
         factor = tf.where(finite, factor, plan.controller.factor_min)
         factor = tf.where(accept & (shrunk == 0.0), factor, tf.minimum(factor, 1.0))
         smallest = _smallest_step(terms, t)
@@ -190,21 +195,12 @@ def attempt(plan, g, terms, carry, forced=None):
     outcome = tf.where(hopeless, failure, outcome)
     outcome = tf.where(accept & (t_next == terms.t_end), float(Status.SUCCESS) * one, outcome)
     status = tf.where(running, outcome, status)
-    control = tf.stack(
-        [
-            t_new,
-            h,
-            tf.where(accept, error, error_1),
-            tf.where(accept, error_1, error_2),
-            accepted,
-            rejected,
-            status,
-            tf.where(accept, tf.zeros_like(t), one),
-        ]
-    )
+    shrunk = tf.where(accept, tf.zeros_like(t), one)
+    if plan.looks_back:
+        errors = [tf.where(accept, error, errors[0]), tf.where(accept, *errors)]
     column = accept[:, None]
     new = Carry(
-        control,
+        tf.stack([t_new, h, accepted, rejected, status, shrunk, *errors]),
         tf.where(column, step.y1, carry.y),
         tf.where(column, step.state, carry.solver_state),
     )
@@ -229,13 +225,17 @@ def _smallest_step(terms, t):
 
 
 def _scaled_square(plan, terms, y, step):
-    """The squared norm of the error estimate, in units of the tolerance; `(rows,)`."""
+    """The squared norm of the error estimate, in units of the tolerance; `(rows,)`.
+
+    It is not finite when the new state, the solver's state or the estimate is not.
+    """
     scale = terms.atol + terms.rtol * tf.maximum(tf.abs(y), tf.abs(step.y1))
     square = tf.square(step.error / scale)
+    kept = square + 0.0 * (step.y1 + step.state)
     if plan.norm == "max":
         # A maximum may drop NaN; adding the vanishing mean keeps it.
-        return tf.reduce_max(square, axis=1) + 0.0 * tf.reduce_mean(square, axis=1)
-    return tf.reduce_mean(square, axis=1)
+        return tf.reduce_max(square, axis=1) + 0.0 * tf.reduce_mean(kept, axis=1)
+    return tf.reduce_mean(kept, axis=1)
 
 
 def any_running(control):

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_neuralde.arguments import Settings, check_problem, prepare
-from keras_neuralde.execution import lift_field, run_eagerly, trace
+from keras_neuralde.execution import run_eagerly, run_in_graph
 from keras_neuralde.integrate import ACCEPTED, REJECTED, STATUS, H, T
 from keras_neuralde.refusals import refuse_gradients
 from keras_neuralde.solution import Solution, SolveError, Stats, describe
@@ -90,9 +90,7 @@ def solve(
             given |= {"t_span": problem.t_span, "saveat": saveat}
         outputs["y"] = refuse_gradients(outputs["y"], given)
     else:
-        outputs = trace(
-            lift_field(problem.f, layout, inputs), settings, layout, inputs, shape, True
-        )
+        outputs = run_in_graph(problem.f, settings, layout, inputs, shape)
     solution = _assemble(layout, outputs, shape)
     if throw and tf.executing_eagerly():
         _raise_on_failure(outputs["control"].numpy())

@@ -23,6 +23,7 @@ from keras_neuralde.integrate import (
     finish,
     first_outputs,
     flush,
+    integrate,
     run_segment,
     start,
     write,
@@ -52,7 +53,7 @@ class Trail(NamedTuple):
     stride: tf.Tensor
 
 
-def solve_discrete(plan, field, y0, terms, checkpoints, time_gradient):
+def solve_discrete(plan, field, y0, terms, checkpoints, time_gradient, primal=None):
     """Integrates with the discrete adjoint as its gradient.
 
     Args:
@@ -62,6 +63,8 @@ def solve_discrete(plan, field, y0, terms, checkpoints, time_gradient):
         terms: the `Terms`.
         checkpoints: how many slots to keep.
         time_gradient: whether gradients with respect to the times are wanted.
+        primal: a `Plan` for a solve that leaves no trail, where a gradient is possible but not
+            likely; if one is asked for after all, the solve is repeated for it with `plan`.
 
     Returns:
         `(y, control)` as in `Outcome`; differentiable in y0, the times, the field's parameters,
@@ -73,11 +76,17 @@ def solve_discrete(plan, field, y0, terms, checkpoints, time_gradient):
     @tf.custom_gradient
     def solve(y0, t0, t_end, saves, *theta):
         bound = terms._replace(t0=t0, t_end=t_end, saves=saves if has_saves else None)
-        forward = _forward(plan, field.bind(theta), y0, bound, checkpoints)
-        # Under a persistent tape TensorFlow would differentiate what the backward pass reads.
-        outcome, trail = tf.nest.map_structure(tf.stop_gradient, forward)
+
+        def record():
+            forward = _forward(plan, field.bind(theta), y0, bound, checkpoints)
+            # Under a persistent tape TensorFlow would differentiate what the backward pass reads.
+            return tf.nest.map_structure(tf.stop_gradient, forward)
+
+        recorded = None if primal else record()
+        result = integrate(primal, field.bind(theta), y0, bound) if primal else recorded[0]
 
         def gradient(y_bar, _, variables=None):
+            outcome, trail = recorded or record()
             failed = outcome.control[STATUS] != float(Status.SUCCESS)
             y_bar = tf.where(failed[:, None], tf.zeros_like(y_bar), y_bar)
             backward = _Backward(plan, field, bound, checkpoints, time_gradient)
@@ -89,7 +98,7 @@ def solve_discrete(plan, field, y0, terms, checkpoints, time_gradient):
             by_id = {id(v): bar for v, bar in zip(field.variables, variables_bar, strict=True)}
             return inputs, [by_id.get(id(v)) for v in variables]
 
-        return (outcome.y, tf.stop_gradient(outcome.control)), gradient
+        return (result.y, tf.stop_gradient(result.control)), gradient
 
     y, control = solve(y0, terms.t0, terms.t_end, saves, *field.theta)
     return y, control

@@ -148,7 +148,8 @@ class DelegatedSolver(Solver):
         t = direction * tf.where(failed, stopped, end)
         uncounted, nothing = -tf.ones_like(t), tf.zeros_like(t)
         status = tf.cast(status, t.dtype)
-        rows = [t, step, nothing, nothing, uncounted, nothing, status, nothing]
+        # The loop's order: T, H, ACCEPTED, REJECTED, STATUS.
+        rows = [t, step, uncounted, nothing, status]
         num_f = tf.cast(results.diagnostics.num_ode_fn_evaluations, tf.int32)
         return y, tf.stop_gradient(tf.stack(rows)[:, None]), num_f[None]
 

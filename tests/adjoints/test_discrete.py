@@ -212,7 +212,7 @@ class TestClosures:
         y = np.exp(-6.0)
         return y, -3 * y, -2 * y
 
-    @pytest.mark.parametrize("mode", ["eager", "graph", "xla", "tape outside"])
+    @pytest.mark.parametrize("mode", ["eager", "graph", "xla", "tape outside", "traced before"])
     def test_tensors_and_variables(self, mode):
         variable = tf.Variable(2.0, dtype=tf.float64)
         tensor = tf.constant(3.0, tf.float64)
@@ -229,8 +229,10 @@ class TestClosures:
                 y = value()
             return y, *tape.gradient(y, [variable, tensor])
 
-        if mode == "tape outside":
+        if mode in ("tape outside", "traced before"):
             compiled = tf.function(value, jit_compile=True)
+            if mode == "traced before":
+                compiled()
             with tf.GradientTape() as tape:
                 tape.watch(tensor)
                 y = compiled()
@@ -366,3 +368,50 @@ def test_padded_save_times_get_no_gradient_and_send_none():
         loss = tf.reduce_sum(tf.where(tf.math.is_finite(sol.y), sol.y, 0.0))
     expected = [[np.exp(-0.5) + np.exp(-1.0)], [np.exp(-0.7)]]
     np.testing.assert_allclose(tape.gradient(loss, y0), expected, rtol=1e-8)
+
+
+class TestTrail:
+    """A graph that is traced without a tape keeps no trail, and has a gradient all the same."""
+
+    @staticmethod
+    def solve(y0, p, times):
+        problem = nde.ODEProblem(problems.lotka_volterra, y0, (0.0, 3.0), p)
+        return nde.solve(problem, saveat=times, rtol=1e-6, checkpoints=4, batch_ndims=1).y
+
+    @pytest.mark.parametrize("jit", [False, True])
+    def test_a_tape_around_a_function_traced_before(self, jit):
+        inputs = [
+            tf.constant([[1.0, 1.0], [1.2, 0.8]], tf.float64),
+            tf.constant(problems.LOTKA_VOLTERRA_P),
+            tf.constant([0.0, 0.7, 3.0], tf.float64),
+        ]
+        function = tf.function(self.solve, jit_compile=jit, autograph=False)
+        before = function(*inputs)
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            loss = tf.reduce_sum(function(*inputs) ** 2)
+        assert function.experimental_get_tracing_count() == 1
+        late = tape.gradient(loss, inputs)
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            y = self.solve(*inputs)
+            loss = tf.reduce_sum(y**2)
+        np.testing.assert_allclose(before, y, rtol=1e-12)
+        for a, b in zip(late, tape.gradient(loss, inputs), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9)
+
+    def test_no_trail_without_a_tape(self):
+        inputs = [tf.ones((2, 2), tf.float64), tf.ones(4, tf.float64), tf.ones(3, tf.float64)]
+
+        def loops(function):
+            graph = tf.function(function, autograph=False).get_concrete_function(*inputs).graph
+            return [op for op in graph.get_operations() if op.type in ("While", "StatelessWhile")]
+
+        def with_a_tape(*inputs):
+            with tf.GradientTape() as tape:
+                tape.watch(inputs)
+                return self.solve(*inputs)
+
+        (plain,), (recording,) = loops(self.solve), loops(with_a_tape)
+        # The trail adds its counters, slots and decisions to what the loop carries.
+        assert len(recording.outputs) > len(plain.outputs)
