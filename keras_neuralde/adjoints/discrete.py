@@ -82,8 +82,11 @@ def solve_discrete(plan, field, y0, terms, checkpoints, time_gradient, primal=No
             # Under a persistent tape TensorFlow would differentiate what the backward pass reads.
             return tf.nest.map_structure(tf.stop_gradient, forward)
 
-        recorded = None if primal else record()
-        result = integrate(primal, field.bind(theta), y0, bound) if primal else recorded[0]
+        recorded = record() if primal is None else None
+        if recorded is None:
+            result = integrate(primal, field.bind(theta), y0, bound)
+        else:
+            result = recorded[0]
 
         def gradient(y_bar, _, variables=None):
             outcome, trail = recorded or record()
