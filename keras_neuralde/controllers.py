@@ -74,9 +74,23 @@ class PID:
 
 
 def _power(squared, exponent, floor):
-    # Six digits are plenty for a step size, and XLA has no vectorised power in float64.
-    logarithm = tf.math.log(tf.maximum(tf.cast(squared, tf.float32), tf.cast(floor, tf.float32)))
-    return tf.cast(tf.exp(exponent * logarithm), squared.dtype)
+    """`squared ** exponent` to three digits, which are plenty for a step size.
+
+    XLA's logarithm and exponential cost as much as three stages of a small equation. Here both are
+    short polynomials between powers of two, which the bits of a float32 give away.
+    """
+    x = tf.maximum(tf.cast(squared, tf.float32), tf.cast(floor, tf.float32))
+    bits = tf.bitcast(x, tf.int32)
+    mantissa = tf.bitwise.bitwise_and(bits, 0x7FFFFF)
+    m = tf.bitcast(tf.bitwise.bitwise_or(mantissa, 0x3F800000), tf.float32) - 1.0
+    power = tf.cast(tf.bitwise.right_shift(bits, 23) - 127, tf.float32)
+    # log2(1 + m) and 2^f with their ends exact, so that the whole is continuous.
+    log2 = power + m + m * (1.0 - m) * (0.4381 - 0.2367 * m + 0.0803 * m * m)
+    z = tf.clip_by_value(float(exponent) * log2, -60.0, 60.0)
+    whole = tf.floor(z)
+    f = z - whole
+    scale = tf.bitcast(tf.bitwise.left_shift(tf.cast(whole, tf.int32) + 127, 23), tf.float32)
+    return tf.cast(scale * (1.0 + f - f * (1.0 - f) * (0.3041 + 0.0791 * f)), squared.dtype)
 
 
 _NAMED = {

@@ -16,8 +16,10 @@ from keras_neuralde.solution import Status
 
 # Rows of the packed control block; one column per trajectory. The last two are there only when the
 # controller looks back.
-T, H, ACCEPTED, REJECTED, STATUS, SHRUNK, ERROR, ERROR_BEFORE = range(8)
-RUNNING = -1.0
+T, H, ACCEPTED, REJECTED, STATUS, ERROR, ERROR_BEFORE = range(7)
+# What STATUS holds, besides the codes of `Status`, while a row has steps to take: whether the last
+# attempt was accepted or rejected.
+RUNNING, RETRYING = -1.0, -2.0
 
 # Save points that are interpolated in one piece.
 _CHUNK = 32
@@ -125,7 +127,7 @@ def start(plan, g, y0, terms):
     status = tf.where(finite, RUNNING * rows, float(Status.NON_FINITE))
     status = tf.where(span > 0, status, tf.cast(Status.SUCCESS, dtype))
     zero = tf.zeros_like(rows)
-    control = [terms.t0, h, zero, zero, status, zero]
+    control = [terms.t0, h, zero, zero, status]
     control += [rows, rows] if plan.looks_back else []
     return Carry(tf.stack(control), y0, state)
 
@@ -156,8 +158,8 @@ def attempt(plan, g, terms, carry, forced=None):
     Returns:
         The new carry and the record `(times, y, dense)` of the turn.
     """
-    t, h, accepted, rejected, status, shrunk, *errors = tf.unstack(carry.control)
-    running = status == RUNNING
+    t, h, accepted, rejected, status, *errors = tf.unstack(carry.control)
+    running = status < 0.0
     t_next = tf.where(running, _next_time(plan, terms, t, h, accepted), t)
     step = plan.solver.step(g, t, t_next, carry.y, carry.solver_state, plan.saves)
 
@@ -179,7 +181,8 @@ def attempt(plan, g, terms, carry, forced=None):
         used = tf.abs(t_next - t)
         factor = plan.controller.factor(error, errors, plan.solver.error_order + 1)
         factor = tf.where(finite, factor, plan.controller.factor_min)
-        factor = tf.where(accept & (shrunk == 0.0), factor, tf.minimum(factor, 1.0))
+        grow = accept & (status != RETRYING)
+        factor = tf.where(grow, factor, tf.minimum(factor, 1.0))
         smallest = _smallest_step(terms, t)
         hopeless = ~accept & (tf.minimum(h, used) <= 1.5 * smallest)
         h = tf.where(running, tf.maximum(used * factor, smallest), h)
@@ -189,18 +192,17 @@ def attempt(plan, g, terms, carry, forced=None):
     accepted += tf.where(accept, one, 0.0)
     rejected += tf.where(running & ~accept, one, 0.0)
     failure = tf.where(finite, float(Status.STEP_TOO_SMALL) * one, float(Status.NON_FINITE))
-    outcome = tf.where(
-        accepted + rejected >= plan.max_steps, float(Status.MAX_STEPS) * one, RUNNING
-    )
+    outcome = tf.where(accept, RUNNING * one, RETRYING)
+    exhausted = accepted + rejected >= plan.max_steps
+    outcome = tf.where(exhausted, float(Status.MAX_STEPS) * one, outcome)
     outcome = tf.where(hopeless, failure, outcome)
     outcome = tf.where(accept & (t_next == terms.t_end), float(Status.SUCCESS) * one, outcome)
     status = tf.where(running, outcome, status)
-    shrunk = tf.where(accept, tf.zeros_like(t), one)
     if plan.looks_back:
         errors = [tf.where(accept, error, errors[0]), tf.where(accept, *errors)]
     column = accept[:, None]
     new = Carry(
-        tf.stack([t_new, h, accepted, rejected, status, shrunk, *errors]),
+        tf.stack([t_new, h, accepted, rejected, status, *errors]),
         tf.where(column, step.y1, carry.y),
         tf.where(column, step.state, carry.solver_state),
     )
@@ -240,7 +242,7 @@ def _scaled_square(plan, terms, y, step):
 
 def any_running(control):
     """Whether a row still has steps to take."""
-    return tf.reduce_any(control[STATUS] == RUNNING)
+    return tf.reduce_any(control[STATUS] < 0.0)
 
 
 def write(buffer, index, value):
