@@ -5,6 +5,10 @@ from keras_neuralde import layers as layers
 from keras_neuralde import optimizers as optimizers
 from keras_neuralde import solvers as solvers
 from keras_neuralde.layers import NeuralODE as NeuralODE
+from keras_neuralde.minimize import minimize as minimize
+from keras_neuralde.minimize_result import MinimizeResult as MinimizeResult
+from keras_neuralde.minimize_result import MinimizeStatus as MinimizeStatus
+from keras_neuralde.parameters import flatten_parameters as flatten_parameters
 from keras_neuralde.problems import ODEProblem as ODEProblem
 from keras_neuralde.solution import Solution as Solution
 from keras_neuralde.solution import SolveError as SolveError

@@ -3,14 +3,12 @@
 import keras
 import tensorflow as tf
 
-from keras_neuralde.optimizers.closure import ClosureOptimizer, flat_closure, flatten, unflatten
-from keras_neuralde.optimizers.line_search import Point, Progress, iterate
-
-_ENGINES = ("native", "tfp")
+from keras_neuralde.optimizers.line_search import Point
+from keras_neuralde.optimizers.quasi_newton import QuasiNewton, check_whole, trustworthy
 
 
 @keras.saving.register_keras_serializable(package="keras_neuralde")
-class LBFGS(ClosureOptimizer):
+class LBFGS(QuasiNewton):
     """L-BFGS: the quasi-Newton method of choice once a first-order optimizer has found the valley.
 
     One train step is one accepted iteration (Liu & Nocedal, "On the limited memory BFGS method for
@@ -58,33 +56,12 @@ class LBFGS(ClosureOptimizer):
         name="lbfgs",
         **keywords,
     ):
-        super().__init__(name=name, **keywords)
-        for key, value, least in (
-            ("history_size", history_size, 1),
-            ("max_evaluations", max_evaluations, 1),
-        ):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(
-                    f"`{key}` must be an integer of at least {least}. Received: {value!r}"
-                )
-        if not initial_step_norm > 0:
-            raise ValueError(
-                f"`initial_step_norm` must be positive. Received: {initial_step_norm!r}"
-            )
-        for key, value in (
-            ("gradient_tolerance", gradient_tolerance),
-            ("loss_tolerance", loss_tolerance),
-        ):
-            if not value >= 0:
-                raise ValueError(f"`{key}` must not be negative. Received: {value!r}")
-        if engine not in _ENGINES:
-            raise ValueError(f"`engine` must be one of {list(_ENGINES)}. Received: {engine!r}")
+        super().__init__(
+            name, initial_step_norm, engine, gradient_tolerance, loss_tolerance, max_evaluations,
+            **keywords,
+        )  # fmt: skip
+        check_whole("history_size", history_size)
         self.history_size = history_size
-        self.initial_step_norm = float(initial_step_norm)
-        self.engine = engine
-        self.gradient_tolerance = float(gradient_tolerance)
-        self.loss_tolerance = float(loss_tolerance)
-        self.max_evaluations = max_evaluations
 
     def build(self, variables):
         """Makes the state: the last point and the history of steps and gradient changes."""
@@ -96,77 +73,31 @@ class LBFGS(ClosureOptimizer):
         self._pairs = self._new("pairs", (), "int32")
         self._scale = self._new("scale", ())
 
-    def minimize_step(self, closure, variables, deterministic, idle=False):
-        """One accepted iteration.
+    def memory(self):
+        """Steps, gradient changes and how many of them count."""
+        return tuple(map(tf.convert_to_tensor, (self._steps, self._changes, self._pairs)))
 
-        Args:
-            closure: `closure(values) -> (loss, gradients)` for a list of values of `variables`.
-            variables: the model's trainable variables.
-            deterministic: whether the loss depends on the variables and the data alone.
-            idle: a boolean (tensor): evaluate the loss and its gradient, but stay.
+    def forget(self):
+        """Drops the history."""
+        self._pairs.assign(0)
 
-        Returns:
-            `(loss, values, gradients)` of the accepted point.
-        """
-        self.build(variables)
-        self.check_variables(variables)
-        x = flatten([tf.convert_to_tensor(v) for v in variables])
-        step = self._tfp_step if self.engine == "tfp" else self._native_step
-        point = step(flat_closure(closure, variables), x, deterministic, idle)
-        values = unflatten(point.x, variables)
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)
-        self.iterations.assign_add(1)
-        return point.loss, values, unflatten(point.gradient, variables)
-
-    def _native_step(self, evaluate, x, deterministic, idle):
-        base, known = self.known(x, deterministic)
-        idle = tf.convert_to_tensor(idle)
-        ended = self.ended(deterministic) & ~idle
-        steps, changes = tf.convert_to_tensor(self._steps), tf.convert_to_tensor(self._changes)
-        pairs = tf.convert_to_tensor(self._pairs)
-
-        def direct(gradient, fresh):
-            return self._direction(gradient, steps, changes, tf.where(fresh, 0, pairs))
-
-        search = iterate(
-            evaluate,
-            direct,
-            base,
-            known | ended,
-            idle=idle | ended,
-            max_tries=self.max_evaluations,
-            gradient_tolerance=self.gradient_tolerance,
-            loss_tolerance=self.loss_tolerance,
-        )
-        here = search.base
-        point = Point(
-            *(tf.where(search.found, a, b) for a, b in zip(search.best, here, strict=True))
-        )
-        pairs = tf.where(search.fresh, 0, pairs)
-        self._remember(point.x - here.x, point.gradient - here.gradient, pairs, search.found)
-        progress = tf.where(ended | idle, self.status(), search.progress)
-        self.keep(point, progress, search.evaluations)
-        return point
-
-    def _remember(self, step, change, pairs, found):
+    def remember(self, base, step, change, fresh, found):
         """Adds a pair to the history, unless its curvature is too small to trust."""
-        curvature = tf.reduce_sum(step * change)
-        norms = tf.norm(step) * tf.norm(change)
-        eps = tf.constant(1e-10 if step.dtype == tf.float64 else 1e-6, step.dtype)
-        trusted = found & (curvature > eps * norms)
+        steps, changes, pairs = self.memory()
+        pairs = tf.where(fresh, 0, pairs)
+        trusted = found & trustworthy(step, change)
 
         def push(history, value):
-            shifted = tf.concat([tf.convert_to_tensor(history)[1:], value[None]], 0)
-            history.assign(tf.where(trusted, shifted, tf.convert_to_tensor(history)))
+            return tf.where(trusted, tf.concat([history[1:], value[None]], 0), history)
 
-        push(self._steps, step)
-        push(self._changes, change)
-        grown = tf.minimum(pairs + 1, self.history_size)
-        self._pairs.assign(tf.where(trusted, grown, pairs))
+        self._steps.assign(push(steps, step))
+        self._changes.assign(push(changes, change))
+        self._pairs.assign(tf.where(trusted, tf.minimum(pairs + 1, self.history_size), pairs))
 
-    def _direction(self, gradient, steps, changes, pairs):
+    def direction(self, gradient, memory, fresh):
         """-H g by the two-loop recursion; the newest pair is the last row."""
+        steps, changes, pairs = memory
+        pairs = tf.where(fresh, 0, pairs)
         age = tf.range(self.history_size, 0, -1)
         valid = age <= pairs
         curvature = tf.reduce_sum(steps * changes, axis=1)
@@ -177,28 +108,21 @@ class LBFGS(ClosureOptimizer):
             alpha = rho[i] * tf.reduce_sum(steps[i] * q)
             q -= alpha * changes[i]
             alphas.append(alpha)
-        size = tf.reduce_max(tf.abs(gradient))
-        first = self.initial_step_norm / tf.maximum(size, tf.constant(1e-30, size.dtype))
         squared = tf.reduce_sum(tf.square(changes[-1]))
         learned = tf.math.divide_no_nan(curvature[-1], squared)
-        q *= tf.where(pairs > 0, learned, first)
+        q *= tf.where(pairs > 0, learned, self.first_scale(gradient))
         for i, alpha in zip(range(self.history_size), reversed(alphas), strict=True):
             beta = rho[i] * tf.reduce_sum(changes[i] * q)
             q += (alpha - beta) * steps[i]
         return -q
 
-    def _tfp_step(self, evaluate, x, deterministic, idle):
+    def tfp_step(self, evaluate, base, known, go):
         """One iteration of TFP's minimizer, in coordinates that scale its first step."""
         from tensorflow_probability.python.optimizer import lbfgs
 
-        base, known = self.known(x, deterministic)
-        loss, gradient = tf.cond(
-            known, lambda: (base.loss, base.gradient), lambda: evaluate(base.x)
-        )
-        base = Point(x, loss, gradient)
-        first = tf.equal(tf.convert_to_tensor(self._pairs), 0)
-        size = tf.maximum(tf.reduce_max(tf.abs(gradient)), tf.constant(1e-30, x.dtype))
-        fresh_scale = tf.sqrt(self.initial_step_norm / size)
+        steps, changes, pairs = self.memory()
+        first = tf.equal(pairs, 0)
+        fresh_scale = tf.sqrt(self.first_scale(base.gradient))
         scale = tf.where(first, fresh_scale, tf.convert_to_tensor(self._scale))
 
         def scaled(z):
@@ -206,11 +130,9 @@ class LBFGS(ClosureOptimizer):
             return loss, gradient * scale
 
         previous = lbfgs.LBfgsOptimizerResults(
-            tf.constant(False), tf.constant(False), tf.convert_to_tensor(self._pairs),
-            tf.constant(0), x / scale, loss, gradient * scale,
-            tf.convert_to_tensor(self._steps), tf.convert_to_tensor(self._changes),
+            tf.constant(False), tf.constant(False), pairs, tf.constant(0), base.x / scale,
+            base.loss, base.gradient * scale, steps, changes,
         )  # fmt: skip
-        go = ~self.ended(deterministic) & ~tf.convert_to_tensor(idle)
 
         def search():
             return lbfgs.minimize(
@@ -224,41 +146,21 @@ class LBFGS(ClosureOptimizer):
             )
 
         results = tf.cond(go, search, lambda: previous)
-        lower = tf.math.is_finite(results.objective_value) & (results.objective_value < loss) & go
+        value = results.objective_value
+        lower = tf.math.is_finite(value) & (value < base.loss) & go
         point = Point(
-            tf.where(lower, results.position * scale, x),
-            tf.where(lower, results.objective_value, loss),
-            tf.where(lower, results.objective_gradient / scale, gradient),
+            tf.where(lower, results.position * scale, base.x),
+            tf.where(lower, value, base.loss),
+            tf.where(lower, results.objective_gradient / scale, base.gradient),
         )
-        moved = tf.reduce_any(tf.not_equal(point.x, x))
+        moved = tf.reduce_any(tf.not_equal(point.x, base.x))
         self._steps.assign(results.position_deltas)
         self._changes.assign(results.gradient_deltas)
         # A failed search starts again from a fresh memory; failing then too, it has stalled.
         self._pairs.assign(tf.where(go & ~moved, 0, results.num_iterations))
         self._scale.assign(scale)
-        progress = self._progress_of_tfp(base, point, go, moved, first)
-        evaluations = results.num_objective_evaluations + tf.cast(~known, tf.int32)
-        self.keep(point, progress, evaluations)
-        return point
-
-    def _progress_of_tfp(self, base, point, go, moved, first):
-        small = tf.reduce_max(tf.abs(point.gradient)) <= self.gradient_tolerance
-        gain = tf.abs(base.loss - point.loss)
-        settled = moved & (gain <= self.loss_tolerance * tf.abs(base.loss))
-        progress = tf.where(~moved & first, int(Progress.STALLED), int(Progress.RUNNING))
-        progress = tf.where(settled, int(Progress.LOSS_CONVERGED), progress)
-        progress = tf.where(small, int(Progress.GRADIENT_CONVERGED), progress)
-        finite = tf.math.is_finite(base.loss)
-        progress = tf.where(finite, progress, int(Progress.NON_FINITE))
-        return tf.where(go, progress, self.status())
+        progress = self.progress_of_tfp(base, point, go, moved, first)
+        return point, progress, results.num_objective_evaluations
 
     def get_config(self):
-        return {
-            "name": self.name,
-            "history_size": self.history_size,
-            "initial_step_norm": self.initial_step_norm,
-            "engine": self.engine,
-            "gradient_tolerance": self.gradient_tolerance,
-            "loss_tolerance": self.loss_tolerance,
-            "max_evaluations": self.max_evaluations,
-        }
+        return {**super().get_config(), "history_size": self.history_size}
