@@ -3,7 +3,11 @@
 from keras_neuralde import controllers as controllers
 from keras_neuralde import layers as layers
 from keras_neuralde import optimizers as optimizers
+from keras_neuralde import plot as plot
 from keras_neuralde import solvers as solvers
+from keras_neuralde.ensemble import EnsembleSolution as EnsembleSolution
+from keras_neuralde.ensemble import Summary as Summary
+from keras_neuralde.ensemble import solve_ensemble as solve_ensemble
 from keras_neuralde.layers import NeuralODE as NeuralODE
 from keras_neuralde.minimize import minimize as minimize
 from keras_neuralde.minimize_result import MinimizeResult as MinimizeResult

@@ -93,6 +93,12 @@ class Solution:
         """A boolean tensor of the batch shape."""
         return self.status == int(Status.SUCCESS)
 
+    def plot(self, **keywords):
+        """Draws the solution; see `keras_neuralde.plot.solution`."""
+        from keras_neuralde import plot
+
+        return plot.solution(self, **keywords)
+
     def __repr__(self):
         shapes = tf.nest.map_structure(lambda leaf: tuple(leaf.shape), self.y)
         lines = [f"Solution(y: {shapes}, t: {tuple(self.t.shape)})"]

@@ -1,0 +1,328 @@
+"""Many trajectories of one problem, written for one."""
+
+import dataclasses
+import itertools
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from keras_neuralde import values
+from keras_neuralde.problems import ODEProblem
+from keras_neuralde.solution import Solution, Stats
+from keras_neuralde.solve import solve
+
+_BATCH_SIZE = 16_384
+
+
+class Summary(NamedTuple):
+    """Statistics over the trajectories that succeeded, for each time and component.
+
+    Attributes:
+        t: the times, as in the solution.
+        mean: `(num_times, *state)`.
+        var: the same; with the divisor n - 1.
+        median: the same.
+        quantiles: a tuple of the same, one for each level that was asked for.
+        levels: these levels.
+        count: how many trajectories there are.
+    """
+
+    t: tf.Tensor
+    mean: Any
+    var: Any
+    median: Any
+    quantiles: tuple
+    levels: tuple
+    count: tf.Tensor
+
+    def plot(self, data=None, ax=None, labels=None):
+        """Draws mean and ribbon; see `keras_neuralde.plot.summary`."""
+        from keras_neuralde import plot
+
+        return plot.summary(self, data=data, ax=ax, labels=labels)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class EnsembleSolution(Solution):
+    """A `Solution` whose batch axis holds trajectories: `y` is `(num_times, trajectories, *state)`.
+
+    Without save times it is `(trajectories, *state)`.
+    """
+
+    def summary(self, quantiles=(0.05, 0.95)):
+        """Mean, variance, median and quantiles over the trajectories.
+
+        Failed trajectories are left out. Everything is differentiable.
+
+        Args:
+            quantiles: levels between 0 and 1; values between two trajectories are interpolated.
+
+        Returns:
+            A `Summary`.
+
+        Raises:
+            ValueError: for levels out of range.
+        """
+        levels = tuple(float(level) for level in quantiles)
+        if not all(0.0 <= level <= 1.0 for level in levels):
+            raise ValueError(f"`quantiles` must lie between 0 and 1. Received: {quantiles!r}")
+        good = self.success
+        axis = 0 if self.t.shape == self.status.shape else 1
+        count = tf.reduce_sum(tf.cast(good, tf.int32))
+
+        def statistics(y):
+            y = tf.boolean_mask(tf.transpose(y, _first(y, axis)), good)
+            mean = tf.reduce_mean(y, axis=0)
+            n = tf.cast(count, y.dtype)
+            var = tf.reduce_sum((y - mean) ** 2, axis=0) / (n - 1.0)
+            return mean, var, *_quantiles(y, (0.5, *levels))
+
+        leaves = [statistics(leaf) for leaf in tf.nest.flatten(self.y)]
+        columns = zip(*leaves, strict=True)
+        packed = [tf.nest.pack_sequence_as(self.y, list(column)) for column in columns]
+        mean, var, median, *rest = packed
+        t = self.t if axis else tf.reduce_mean(self.t)
+        return Summary(t, mean, var, median, tuple(rest), levels, count)
+
+    def plot(self, **keywords):
+        """Draws mean, ribbon and data; see `keras_neuralde.plot.summary`."""
+        return self.summary().plot(**keywords)
+
+
+def _first(y, axis):
+    order = list(range(y.shape.rank))
+    return [order.pop(axis), *order]
+
+
+def _quantiles(y, levels):
+    """Linear interpolation between order statistics, as NumPy's default has it."""
+    ordered = tf.sort(y, axis=0)
+    last = tf.shape(y)[0] - 1
+    found = []
+    for level in levels:
+        position = tf.cast(last, y.dtype) * level
+        low = tf.floor(position)
+        below = tf.gather(ordered, tf.cast(low, tf.int32))
+        above = tf.gather(ordered, tf.minimum(tf.cast(low, tf.int32) + 1, last))
+        found.append(below + (position - low) * (above - below))
+    return found
+
+
+def solve_ensemble(
+    problem, trajectories, solver="auto", *, vary=None, seed=None, batch_size=None, **keywords
+):
+    """Solves a problem, written for one trajectory, for many.
+
+    Args:
+        problem: an `ODEProblem` for one trajectory: its field sees one state and a scalar time.
+        trajectories: how many.
+        solver: as in `solve`.
+        vary: `vary(problem, i, seed)` returns a remade problem for trajectory `i`, a scalar int32
+            tensor; `seed` is its own seed, an int32 tensor of shape (2,) for
+            `tf.random.stateless_*`. It may change y0, p and t_span. What it leaves as it is (the
+            weights of a network in p, say) is shared, not copied.
+        seed: an integer; `None` for a fresh one. The seed of a trajectory depends on it and on `i`
+            alone, so that chunks do not change results.
+        batch_size: trajectories solved at once, default 16,384; it bounds the memory of a solve.
+        **keywords: those of `solve`, but for `batch_ndims`.
+
+    Returns:
+        An `EnsembleSolution`: `y` is `(num_times, trajectories, *state)`.
+
+    Raises:
+        ValueError: for arguments out of range, or a `vary` that changes the field.
+        TypeError: for a problem of another type.
+
+    Example:
+
+    >>> import tensorflow as tf, keras_neuralde as nde
+    >>> problem = nde.ODEProblem(lambda t, y, p: -p * y, 1.0, (0.0, 1.0), 1.0)
+    >>> def vary(problem, i, seed):
+    ...     return problem.remake(p=tf.random.stateless_uniform((), seed, 0.5, 1.5))
+    >>> sol = nde.solve_ensemble(problem, 100, vary=vary, seed=0, saveat=[0.5, 1.0])
+    >>> tuple(sol.y.shape), tuple(sol.summary().mean.shape)
+    ((2, 100), (2,))
+    """
+    if not isinstance(problem, ODEProblem):
+        raise TypeError(f"`problem` must be an ODEProblem. Received: {problem!r}")
+    _check_count("trajectories", trajectories)
+    batch_size = min(trajectories, _BATCH_SIZE) if batch_size is None else batch_size
+    _check_count("batch_size", batch_size)
+    if "batch_ndims" in keywords:
+        raise ValueError(
+            "`solve_ensemble` makes the batch axis itself: write the problem for one trajectory, "
+            f"or call `solve`. Received: batch_ndims={keywords['batch_ndims']!r}"
+        )
+    if vary is not None and not callable(vary):
+        raise TypeError(f"`vary` must be a function vary(problem, i, seed). Received: {vary!r}")
+    if np.ndim(keywords.get("saveat")) > 1:
+        raise ValueError(
+            "all trajectories of an ensemble share their save times: give a number or a 1-D array. "
+            f"Received shape: {np.shape(keywords['saveat'])}"
+        )
+    batch_size = min(batch_size, trajectories)
+    seed = int(np.random.default_rng().integers(2**31)) if seed is None else seed
+    spread = _Spread(problem, vary, seed)
+    chunks = []
+    for start in range(0, trajectories, batch_size):
+        # The last chunk repeats its last trajectory: one shape, one program.
+        indices = tf.minimum(tf.range(start, start + batch_size), trajectories - 1)
+        sol = solve(spread(indices), solver, batch_ndims=1, **keywords)
+        chunks.append(_cut(sol, min(batch_size, trajectories - start)))
+    return _join(chunks)
+
+
+def _check_count(name, value):
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"`{name}` must be an integer of at least 1. Received: {value!r}")
+
+
+class _Spread:
+    """From trajectory numbers to one batched problem."""
+
+    def __init__(self, problem, vary, seed):
+        self._problem, self._vary, self._seed = problem, vary, seed
+        self._y0, self._p = values.as_nest(problem.y0), values.as_nest(problem.p)
+        self._dtype = values.common_dtype(self._y0, self._p)
+        self._span = tuple(problem.t_span[i] for i in range(2))
+        self._mapped = tf.function(self._varied_leaves, autograph=False)
+        self._which: list = []
+        first = len(tf.nest.flatten(self._y0))
+        self._field = _batched(problem.f, _template(self._p), first)
+
+    def __call__(self, indices):
+        """An `ODEProblem` for a batch of trajectories."""
+        base = self._leaves(self._y0, self._p, self._span)
+        rows = [] if self._vary is None else self._mapped(indices)
+        count = tf.shape(indices)[0] if indices.shape[0] is None else indices.shape[0]
+        full = dict(zip(self._which, rows, strict=False))
+        y_leaves = len(tf.nest.flatten(self._y0))
+        state = [
+            full[k] if k in full else tf.broadcast_to(leaf, (count, *leaf.shape))
+            for k, leaf in enumerate(base[:y_leaves])
+        ]
+        span = tuple(full.get(len(base) - 2 + k, base[len(base) - 2 + k]) for k in range(2))
+        of_p = range(y_leaves, len(base) - 2)
+        shared = {str(k): base[k] for k in of_p if k not in full}
+        varied = {str(k): full[k] for k in of_p if k in full}
+        return ODEProblem(
+            self._field,
+            tf.nest.pack_sequence_as(self._y0, state),
+            span,
+            {"shared": shared, "varied": varied},
+        )
+
+    def _leaves(self, y0, p, span):
+        leaves = [values.to_tensor(leaf, self._dtype) for leaf in tf.nest.flatten(y0)]
+        leaves += [values.to_tensor(leaf, self._dtype) for leaf in _without_none(p)]
+        return leaves + [values.as_float(t, self._dtype, "t_span") for t in span]
+
+    def _varied_leaves(self, indices):
+        return tf.vectorized_map(self._one, indices)
+
+    def _one(self, i):
+        """What differs in the problem of trajectory `i`, as a list of leaves."""
+        root = tf.stack([tf.cast(self._seed % 2**31, tf.int32), 0])
+        seed = tf.random.experimental.stateless_fold_in(root, i, alg="philox")
+        made = self._vary(self._problem, i, seed)
+        if not isinstance(made, ODEProblem) or made.f is not self._problem.f:
+            raise ValueError(
+                "`vary` must return a problem with the same field: problem.remake(...) of y0, p or "
+                f"t_span. Received: {made!r}"
+            )
+        y0, p = values.as_nest(made.y0), values.as_nest(made.p)
+        for name, ours, theirs in (("y0", self._y0, y0), ("p", self._p, p)):
+            try:
+                tf.nest.assert_same_structure(ours, theirs)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"`vary` must keep the structure of `{name}`. {error}") from error
+        raw = [*_flat(made.y0), *_flat(made.p), *(made.t_span[k] for k in range(2))]
+        base = [*_flat(self._problem.y0), *_flat(self._problem.p), *self._span]
+        leaves = self._leaves(y0, p, made.t_span)
+        self._which = [k for k, (a, b) in enumerate(zip(raw, base, strict=True)) if a is not b]
+        return [leaves[k] for k in self._which] or [i]
+
+
+def _flat(nest):
+    """The objects that the user gave, one for each leaf that becomes a tensor."""
+    if values.is_number_tree(nest) or not tf.nest.is_nested(nest):
+        return [] if nest is None else [nest]
+    if isinstance(nest, dict):
+        return [leaf for key in sorted(nest) for leaf in _flat(nest[key])]
+    return [leaf for item in nest for leaf in _flat(item)]
+
+
+def _without_none(nest):
+    return [leaf for leaf in tf.nest.flatten(nest) if leaf is not None]
+
+
+_templates: dict = {}
+
+
+def _template(nest):
+    """The structure of a nest with zeros for tensors; one object for equal structures."""
+    zeros = tf.nest.map_structure(lambda leaf: leaf if leaf is None else 0, nest)
+    return _templates.setdefault(repr(zeros), zeros)
+
+
+def _batched(one, template, first):
+    """A field for one trajectory as a field for a batch.
+
+    Args:
+        one: the field, `one(t, y, p)`.
+        template: the structure of its p.
+        first: the number of the first leaf of p.
+    """
+
+    def field(t, y, p):
+        def row(arguments):
+            t, y, varied = arguments
+            numbers = itertools.count(first)
+            leaves = []
+            for leaf in tf.nest.flatten(template):
+                if leaf is not None:
+                    key = str(next(numbers))
+                    leaf = varied[key] if key in varied else p["shared"][key]
+                leaves.append(leaf)
+            return one(t, y, tf.nest.pack_sequence_as(template, leaves))
+
+        return tf.vectorized_map(row, (t, y, p["varied"]))
+
+    return field
+
+
+def _cut(sol, count):
+    """The first `count` trajectories of a solution."""
+    if count == sol.status.shape[0]:
+        return sol
+    final = sol.t.shape == sol.status.shape
+    part = (lambda x: x[:count]) if final else (lambda x: x[:, :count])
+    return dataclasses.replace(
+        sol,
+        t=sol.t[:count] if final else sol.t,
+        y=tf.nest.map_structure(part, sol.y),
+        stats=_map_stats(lambda row: row[:count], sol.stats),
+        status=sol.status[:count],
+    )
+
+
+def _map_stats(function, *stats):
+    names = [field.name for field in dataclasses.fields(Stats)]
+    return Stats(*(function(*(getattr(one, name) for one in stats)) for name in names))
+
+
+def _join(chunks):
+    """One `EnsembleSolution` from the chunks."""
+    first = chunks[0]
+    final = first.t.shape == first.status.shape
+
+    def glue(axis):
+        return lambda *parts: tf.concat(parts, axis) if len(parts) > 1 else parts[0]
+
+    return EnsembleSolution(
+        t=glue(0)(*(sol.t for sol in chunks)) if final else first.t,
+        y=tf.nest.map_structure(glue(0 if final else 1), *(sol.y for sol in chunks)),
+        stats=_map_stats(glue(0), *(sol.stats for sol in chunks)),
+        status=glue(0)(*(sol.status for sol in chunks)),
+    )

@@ -1,0 +1,152 @@
+"""Ensembles: the same numbers as one by one, whatever the chunks; statistics; gradients."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_neuralde as nde
+
+P = np.array([1.5, 1.0, 3.0, 1.0])
+TIMES = np.linspace(0.0, 2.0, 5)
+TRAJECTORIES = 7
+
+
+def one(t, y, p):
+    """Lotka-Volterra for one trajectory, with a seasonal term and a shared weight."""
+    a, b, d, g = tf.unstack(p["rates"])
+    prey, predators = tf.unstack(y)
+    wave = p["wave"] * tf.cos(t)
+    return tf.stack([a * prey - b * prey * predators + wave, -d * predators + g * prey * predators])
+
+
+def problem():
+    p = {"rates": tf.constant(P), "wave": tf.constant(0.1, tf.float64), "nothing": None}
+    return nde.ODEProblem(one, np.array([1.0, 1.0]), (0.0, 2.0), p)
+
+
+def vary(problem, i, seed):
+    scale = tf.random.stateless_uniform((4,), seed, 0.9, 1.1, tf.float64)
+    y0 = tf.stack([1.0 + 0.1 * tf.cast(i, tf.float64), tf.constant(1.0, tf.float64)])
+    return problem.remake(y0=y0, p={**problem.p, "rates": problem.p["rates"] * scale})
+
+
+def ensemble(**keywords):
+    settings = {"vary": vary, "seed": 3, "saveat": TIMES, "rtol": 1e-8, "atol": 1e-8, **keywords}
+    return nde.solve_ensemble(problem(), TRAJECTORIES, "tsit5", **settings)
+
+
+@pytest.fixture(scope="module")
+def solution():
+    return ensemble()
+
+
+def test_the_same_as_one_by_one(solution):
+    assert solution.y.shape == (5, TRAJECTORIES, 2) and solution.status.shape == (TRAJECTORIES,)
+    root = tf.constant([3, 0])
+    for i in (0, 4):
+        seed = tf.random.experimental.stateless_fold_in(root, i, alg="philox")
+        alone = nde.solve(vary(problem(), tf.constant(i), seed), saveat=TIMES, rtol=1e-8, atol=1e-8)
+        np.testing.assert_allclose(solution.y[:, i], alone.y, rtol=1e-10)
+
+
+@pytest.mark.parametrize("batch_size", [3, 7])
+def test_chunks_change_nothing(solution, batch_size):
+    chunked = ensemble(batch_size=batch_size)
+    np.testing.assert_allclose(chunked.y, solution.y, rtol=1e-11)
+    np.testing.assert_array_equal(chunked.stats.num_steps, solution.stats.num_steps)
+
+
+def test_another_seed_is_another_ensemble(solution):
+    assert np.all(np.abs(ensemble(seed=4).y[-1] - solution.y[-1]) > 1e-6)
+
+
+def test_final_states_only(solution):
+    final = ensemble(saveat=None, batch_size=4)
+    assert final.y.shape == (TRAJECTORIES, 2)
+    np.testing.assert_allclose(final.y, solution.y[-1], rtol=1e-6)
+    np.testing.assert_allclose(final.summary().mean, np.mean(final.y, axis=0))
+
+
+def test_programs_are_shared_between_chunks_and_calls(solution):
+    from keras_neuralde.execution import _programs
+
+    before = len(_programs)
+    ensemble(batch_size=TRAJECTORIES, seed=11)
+    assert len(_programs) == before
+
+
+def test_summary(solution):
+    summary = solution.summary(quantiles=(0.1, 0.9))
+    y = solution.y.numpy()
+    np.testing.assert_allclose(summary.mean, y.mean(axis=1))
+    np.testing.assert_allclose(summary.var, y.var(axis=1, ddof=1), rtol=1e-9, atol=1e-15)
+    np.testing.assert_allclose(summary.median, np.median(y, axis=1))
+    for level, values in zip((0.1, 0.9), summary.quantiles, strict=True):
+        np.testing.assert_allclose(values, np.quantile(y, level, axis=1))
+    np.testing.assert_array_equal(summary.t, TIMES)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        solution.summary(quantiles=(5, 95))
+
+
+def test_failed_trajectories_are_left_out():
+    blow_up = nde.ODEProblem(lambda t, y, p: p * y * y, 1.0, (0.0, 1.0), 0.5)
+    sol = nde.solve_ensemble(
+        blow_up,
+        4,
+        vary=lambda problem, i, seed: problem.remake(p=0.5 * tf.cast(i, tf.float32)),
+        saveat=[0.0, 1.0],
+        throw=False,
+    )
+    # y = 1 / (1 - p t): p = 1 and 1.5 blow up.
+    np.testing.assert_array_equal(sol.success, [True, True, False, False])
+    summary = sol.summary()
+    assert summary.count == 2
+    np.testing.assert_allclose(summary.mean, [1.0, 1.5], rtol=1e-2)
+
+
+def test_mean_and_variance_train_parameters():
+    """y = y0 exp(-p t) with y0 = 1, 2, 3: the mean is 2 exp(-p), the variance exp(-2p)."""
+
+    def vary(problem, i, seed):
+        return problem.remake(y0=1.0 + tf.cast(i, tf.float64))
+
+    p = tf.constant(0.7, tf.float64)
+    with tf.GradientTape() as tape:
+        tape.watch(p)
+        decay = nde.ODEProblem(lambda t, y, p: -p * y, np.array(1.0), (0.0, 1.0), p)
+        sol = nde.solve_ensemble(decay, 3, vary=vary, saveat=[1.0], rtol=1e-10, atol=1e-10)
+        summary = sol.summary()
+        loss = summary.mean[0] + 3.0 * summary.var[0]
+    np.testing.assert_allclose(loss, 2 * np.exp(-0.7) + 3 * np.exp(-1.4), rtol=1e-8)
+    expected = -2 * np.exp(-0.7) - 6 * np.exp(-1.4)
+    np.testing.assert_allclose(tape.gradient(loss, p), expected, rtol=1e-7)
+
+
+def test_plots(solution, tmp_path):
+    pytest.importorskip("matplotlib").use("Agg")
+    ax = solution.plot(data=solution.y[:, 0], labels=["prey", "predators"])
+    assert ax.get_xlabel() == "t" and len(ax.collections) == 2
+    ax.figure.savefig(tmp_path / "ensemble.png")
+    single = nde.solve(problem(), saveat=TIMES)
+    assert len(single.plot().lines) == 2
+    with pytest.raises(ValueError, match="save times"):
+        nde.solve(problem()).plot()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"trajectories": 0}, ValueError, "trajectories"),
+        ({"batch_size": 1.5}, ValueError, "batch_size"),
+        ({"batch_ndims": 1}, ValueError, "batch axis itself"),
+        ({"problem": 3}, TypeError, "ODEProblem"),
+        ({"vary": 3}, TypeError, "vary"),
+        ({"vary": lambda problem, i, seed: 3}, ValueError, "same field"),
+        ({"vary": lambda problem, i, seed: problem.remake(p=1.0)}, ValueError, "structure of `p`"),
+        ({"saveat": np.zeros((7, 2))}, ValueError, "share their save times"),
+    ],
+)
+def test_bad_input(change, error, match):
+    arguments = {"problem": problem(), "trajectories": 3, "saveat": TIMES, **change}
+    with pytest.raises(error, match=match):
+        nde.solve_ensemble(**arguments)
