@@ -8,7 +8,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_neuralde import values
+from keras_neuralde.execution import programs
 from keras_neuralde.problems import ODEProblem
+from keras_neuralde.programs import function_key
 from keras_neuralde.solution import Solution, Stats
 from keras_neuralde.solve import solve
 
@@ -119,9 +121,10 @@ def solve_ensemble(
         trajectories: how many.
         solver: as in `solve`.
         vary: `vary(problem, i, seed)` returns a remade problem for trajectory `i`, a scalar int32
-            tensor; `seed` is its own seed, an int32 tensor of shape (2,) for
-            `tf.random.stateless_*`. It may change y0, p and t_span. What it leaves as it is (the
-            weights of a network in p, say) is shared, not copied.
+            tensor. It may change y0, p and t_span; what it leaves as it is (the weights of a network
+            in p, say) is shared, not copied. `seed` is the trajectory's own, an int32 tensor of
+            shape (2,) for `tf.random.stateless_*`, whose floats differ between compiled and plain
+            programs (their integer bits do not, with `alg="philox"`).
         seed: an integer; `None` for a fresh one. The seed of a trajectory depends on it and on `i`
             alone, so that chunks do not change results.
         batch_size: trajectories solved at once, default 16,384; it bounds the memory of a solve.
@@ -156,10 +159,11 @@ def solve_ensemble(
         )
     if vary is not None and not callable(vary):
         raise TypeError(f"`vary` must be a function vary(problem, i, seed). Received: {vary!r}")
-    if np.ndim(keywords.get("saveat")) > 1:
+    saveat = keywords.get("saveat")
+    if saveat is not None and np.ndim(saveat) > 1:
         raise ValueError(
             "all trajectories of an ensemble share their save times: give a number or a 1-D array. "
-            f"Received shape: {np.shape(keywords['saveat'])}"
+            f"Received shape: {np.shape(saveat)}"
         )
     batch_size = min(batch_size, trajectories)
     seed = int(np.random.default_rng().integers(2**31)) if seed is None else seed
@@ -182,64 +186,91 @@ class _Spread:
     """From trajectory numbers to one batched problem."""
 
     def __init__(self, problem, vary, seed):
-        self._problem, self._vary, self._seed = problem, vary, seed
+        self._problem, self._vary = problem, vary
         self._y0, self._p = values.as_nest(problem.y0), values.as_nest(problem.p)
         self._dtype = values.common_dtype(self._y0, self._p)
-        self._span = tuple(problem.t_span[i] for i in range(2))
-        self._mapped = tf.function(self._varied_leaves, autograph=False)
+        self._base = self._leaves(self._y0, self._p, problem.t_span)
+        self._root = tf.constant([seed % 2**31, 0], tf.int32)
+        self._y_leaves = len(tf.nest.flatten(self._y0))
+        self._field = _batched(problem.f, _template(self._p), self._y_leaves)
         self._which: list = []
-        first = len(tf.nest.flatten(self._y0))
-        self._field = _batched(problem.f, _template(self._p), first)
 
     def __call__(self, indices):
         """An `ODEProblem` for a batch of trajectories."""
-        base = self._leaves(self._y0, self._p, self._span)
-        rows = [] if self._vary is None else self._mapped(indices)
-        count = tf.shape(indices)[0] if indices.shape[0] is None else indices.shape[0]
-        full = dict(zip(self._which, rows, strict=False))
-        y_leaves = len(tf.nest.flatten(self._y0))
+        base, first, last = self._base, self._y_leaves, len(self._base) - 2
+        full = {} if self._vary is None else self._mapped(indices)
+        count = indices.shape[0]
         state = [
             full[k] if k in full else tf.broadcast_to(leaf, (count, *leaf.shape))
-            for k, leaf in enumerate(base[:y_leaves])
+            for k, leaf in enumerate(base[:first])
         ]
-        span = tuple(full.get(len(base) - 2 + k, base[len(base) - 2 + k]) for k in range(2))
-        of_p = range(y_leaves, len(base) - 2)
-        shared = {str(k): base[k] for k in of_p if k not in full}
-        varied = {str(k): full[k] for k in of_p if k in full}
+        shared = {str(k): base[k] for k in range(first, last) if k not in full}
+        varied = {str(k): full[k] for k in range(first, last) if k in full}
         return ODEProblem(
             self._field,
             tf.nest.pack_sequence_as(self._y0, state),
-            span,
+            tuple(full.get(k, base[k]) for k in (last, last + 1)),
             {"shared": shared, "varied": varied},
         )
 
     def _leaves(self, y0, p, span):
         leaves = [values.to_tensor(leaf, self._dtype) for leaf in tf.nest.flatten(y0)]
         leaves += [values.to_tensor(leaf, self._dtype) for leaf in _without_none(p)]
-        return leaves + [values.as_float(t, self._dtype, "t_span") for t in span]
+        return leaves + [values.as_float(span[k], self._dtype, "t_span") for k in range(2)]
 
-    def _varied_leaves(self, indices):
-        return tf.vectorized_map(self._one, indices)
+    def _mapped(self, indices):
+        """What differs between the trajectories: stacked leaves, by their numbers.
 
-    def _one(self, i):
-        """What differs in the problem of trajectory `i`, as a list of leaves."""
-        root = tf.stack([tf.cast(self._seed % 2**31, tf.int32), 0])
+        Mapping random numbers row by row is a slow loop in plain graph mode; XLA runs it a hundred
+        times faster, where it can compile what `vary` does. With and without a tape alike: floats
+        from TensorFlow's generators are not the same numbers in both modes.
+        """
+        arguments = (indices, self._root, self._base)
+        if not tf.executing_eagerly():
+            rows = self._rows(*arguments)
+            return dict(zip(self._which, rows, strict=False))
+        try:
+            return self._run(True, arguments)
+        except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError):
+            return self._run(False, arguments)
+
+    def _run(self, jit, arguments):
+        references: list = []
+        shapes = [(tuple(leaf.shape), leaf.dtype.name) for leaf in self._base]
+        structure = repr((_template(self._y0), _template(self._p)))
+        key = ("vary", function_key(self._vary, references), jit, structure, str(shapes))
+
+        def make():
+            return self, tf.function(self._rows, jit_compile=jit, autograph=False)
+
+        owner, program = programs.get(key, references, make)
+        rows = program(*arguments)
+        return dict(zip(owner._which, rows, strict=False))
+
+    def _rows(self, indices, root, base):
+        return tf.vectorized_map(lambda i: self._one(i, root, base), indices)
+
+    def _one(self, i, root, base):
+        """What `vary` changes in the problem of trajectory `i`, as a list of leaves."""
         seed = tf.random.experimental.stateless_fold_in(root, i, alg="philox")
-        made = self._vary(self._problem, i, seed)
-        if not isinstance(made, ODEProblem) or made.f is not self._problem.f:
+        y0 = tf.nest.pack_sequence_as(self._y0, base[: self._y_leaves])
+        numbers = iter(base[self._y_leaves : -2])
+        p = tf.nest.map_structure(lambda x: x if x is None else next(numbers), self._p)
+        given = self._problem.remake(y0=y0, p=p, t_span=tuple(base[-2:]))
+        made = self._vary(given, i, seed)
+        if not isinstance(made, ODEProblem) or made.f is not given.f:
             raise ValueError(
                 "`vary` must return a problem with the same field: problem.remake(...) of y0, p or "
                 f"t_span. Received: {made!r}"
             )
-        y0, p = values.as_nest(made.y0), values.as_nest(made.p)
-        for name, ours, theirs in (("y0", self._y0, y0), ("p", self._p, p)):
+        nests = values.as_nest(made.y0), values.as_nest(made.p)
+        for name, ours, theirs in zip(("y0", "p"), (y0, p), nests, strict=True):
             try:
                 tf.nest.assert_same_structure(ours, theirs)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"`vary` must keep the structure of `{name}`. {error}") from error
-        raw = [*_flat(made.y0), *_flat(made.p), *(made.t_span[k] for k in range(2))]
-        base = [*_flat(self._problem.y0), *_flat(self._problem.p), *self._span]
-        leaves = self._leaves(y0, p, made.t_span)
+        raw = [*_flat(made.y0), *_flat(made.p), made.t_span[0], made.t_span[1]]
+        leaves = self._leaves(*nests, made.t_span)
         self._which = [k for k, (a, b) in enumerate(zip(raw, base, strict=True)) if a is not b]
         return [leaves[k] for k in self._which] or [i]
 

@@ -13,7 +13,7 @@ from keras_neuralde.integrate import ACCEPTED, REJECTED, STATUS, Plan, Terms, in
 from keras_neuralde.programs import ProgramCache, function_key
 from keras_neuralde.solution import Status
 
-_programs = ProgramCache()
+programs = ProgramCache()
 _RING_BYTES = 1 << 25
 
 
@@ -73,7 +73,7 @@ class Gradient(enum.Enum):
 
 def run_eagerly(f, settings, layout, inputs, shape):
     """Runs an eager call through its compiled program."""
-    gradient = Gradient.EXPECTED if _tape_is_active() else Gradient.NEVER
+    gradient = Gradient.EXPECTED if tape_is_active() else Gradient.NEVER
 
     def signature(leaf):
         return None if leaf is None else (tuple(leaf.shape), leaf.dtype.name)
@@ -99,16 +99,17 @@ def run_eagerly(f, settings, layout, inputs, shape):
 
         return program
 
-    return _programs.get(key, references, make)(inputs)
+    return programs.get(key, references, make)(inputs)
 
 
 def run_in_graph(f, settings, layout, inputs, shape):
     """Makes the solve part of the graph that is being built."""
-    gradient = Gradient.EXPECTED if _tape_is_active() else Gradient.POSSIBLE
+    gradient = Gradient.EXPECTED if tape_is_active() else Gradient.POSSIBLE
     return trace(lift_field(f, layout, inputs), settings, layout, inputs, shape, gradient)
 
 
-def _tape_is_active():
+def tape_is_active():
+    """Whether a tape or an accumulator is recording."""
     from tensorflow.python.eager import record
 
     return record.could_possibly_record()

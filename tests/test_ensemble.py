@@ -25,7 +25,9 @@ def problem():
 
 
 def vary(problem, i, seed):
-    scale = tf.random.stateless_uniform((4,), seed, 0.9, 1.1, tf.float64)
+    # Integer bits are the same numbers with and without XLA; floats are not.
+    bits = tf.random.stateless_uniform((4,), seed, None, None, tf.int32, alg="philox")
+    scale = 1.0 + 0.1 * tf.cast(bits, tf.float64) / 2.0**31
     y0 = tf.stack([1.0 + 0.1 * tf.cast(i, tf.float64), tf.constant(1.0, tf.float64)])
     return problem.remake(y0=y0, p={**problem.p, "rates": problem.p["rates"] * scale})
 
@@ -68,11 +70,11 @@ def test_final_states_only(solution):
 
 
 def test_programs_are_shared_between_chunks_and_calls(solution):
-    from keras_neuralde.execution import _programs
+    from keras_neuralde.execution import programs
 
-    before = len(_programs)
+    before = len(programs)
     ensemble(batch_size=TRAJECTORIES, seed=11)
-    assert len(_programs) == before
+    assert len(programs) == before
 
 
 def test_summary(solution):
@@ -120,6 +122,34 @@ def test_mean_and_variance_train_parameters():
     np.testing.assert_allclose(loss, 2 * np.exp(-0.7) + 3 * np.exp(-1.4), rtol=1e-8)
     expected = -2 * np.exp(-0.7) - 6 * np.exp(-1.4)
     np.testing.assert_allclose(tape.gradient(loss, p), expected, rtol=1e-7)
+
+
+def test_a_tape_changes_no_trajectory_and_gradients_pass_through_random_scales():
+    def vary(problem, i, seed):
+        return problem.remake(p=problem.p * tf.random.stateless_uniform((), seed, 0.5, 1.5))
+
+    def final(p):
+        decay = nde.ODEProblem(lambda t, y, p: -p * y, 1.0, (0.0, 1.0), p)
+        return nde.solve_ensemble(decay, 5, vary=vary, seed=1, rtol=1e-5, atol=1e-7).y
+
+    p = tf.constant(1.0)
+    plain = final(p)
+    with tf.GradientTape() as tape:
+        tape.watch(p)
+        y = final(p)
+    np.testing.assert_allclose(y, plain, rtol=1e-6)
+    # y = exp(-p s): dy/dp = -s y with s = -log(y) at p = 1.
+    expected = np.sum(np.log(plain) * plain)
+    np.testing.assert_allclose(tape.gradient(y, p), expected, rtol=1e-4)
+
+
+def test_a_vary_that_xla_cannot_compile():
+    def vary(problem, i, seed):
+        return problem.remake(p=tf.random.stateless_gamma((), seed, 2.0))
+
+    decay = nde.ODEProblem(lambda t, y, p: -p * y, 1.0, (0.0, 1.0), 1.0)
+    y = nde.solve_ensemble(decay, 5, vary=vary, seed=1).y
+    assert np.all((y > 0) & (y < 1)) and len(np.unique(y)) == 5
 
 
 def test_plots(solution, tmp_path):

@@ -328,7 +328,7 @@ class TestTwoLives:
         assert counts[0] == counts[1] == counts[2]
 
     def test_a_lambda_made_anew_reuses_its_program(self):
-        from keras_neuralde.execution import _programs
+        from keras_neuralde.execution import programs
 
         scale = tf.constant(2.0)
 
@@ -336,9 +336,9 @@ class TestTwoLives:
             return nde.solve(nde.ODEProblem(lambda t, y, p: -scale * y, [1.0], (0.0, 1.0))).y
 
         once()
-        before = len(_programs)
+        before = len(programs)
         once()
-        assert len(_programs) == before
+        assert len(programs) == before
 
 
 class TestDoor:
