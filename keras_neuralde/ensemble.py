@@ -121,7 +121,7 @@ def solve_ensemble(
         trajectories: how many.
         solver: as in `solve`.
         vary: `vary(problem, i, seed)` returns a remade problem for trajectory `i`, a scalar int32
-            tensor. It may change y0, p and t_span; what it leaves as it is (the weights of a network
+            tensor. It may change y0, p and t_span; what it leaves as it is (weights of a network
             in p, say) is shared, not copied. `seed` is the trajectory's own, an int32 tensor of
             shape (2,) for `tf.random.stateless_*`, whose floats differ between compiled and plain
             programs (their integer bits do not, with `alg="philox"`).
