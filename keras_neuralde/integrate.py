@@ -85,9 +85,9 @@ class Terms(NamedTuple):
 class Carry(NamedTuple):
     """What one turn hands to the next: packed control block, state, solver state."""
 
-    control: tf.Tensor
     y: tf.Tensor
     solver_state: tf.Tensor
+    control: tf.Tensor
 
 
 class Ring(NamedTuple):
@@ -129,7 +129,7 @@ def start(plan, g, y0, terms):
     zero = tf.zeros_like(rows)
     control = [terms.t0, h, zero, zero, status]
     control += [rows, rows] if plan.looks_back else []
-    return Carry(tf.stack(control), y0, state)
+    return Carry(y0, state, tf.stack(control))
 
 
 def empty_ring(plan, carry, size):
@@ -202,9 +202,9 @@ def attempt(plan, g, terms, carry, forced=None):
         errors = [tf.where(accept, error, errors[0]), tf.where(accept, *errors)]
     column = accept[:, None]
     new = Carry(
-        tf.stack([t_new, h, accepted, rejected, status, *errors]),
         tf.where(column, step.y1, carry.y),
         tf.where(column, step.state, carry.solver_state),
+        tf.stack([t_new, h, accepted, rejected, status, *errors]),
     )
     return new, Ring(tf.stack([t, t_new]), carry.y, step.dense if plan.saves else ())
 
