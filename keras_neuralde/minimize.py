@@ -52,7 +52,8 @@ def minimize(
         params: where to start: a vector, a nest of arrays or tensors, a list of Keras variables, or
             a built Keras model.
         optimizer: a Keras optimizer, `LBFGS`, `BFGS`, or a list of stages
-            `[(Adam(0.05), 300), (BFGS(), None)]` with the iterations of each.
+            `[(Adam(0.05), 300), (BFGS(), None)]` with the iterations of each. A stage starts at the
+            best point so far; an optimizer that was used before is copied and starts afresh.
         max_iters: iterations over all stages. `None`: what the stages say, one pass over `batches`,
             or, for a first-order optimizer without either, an error.
         max_evaluations: evaluations of the loss over all stages; looked at after each iteration, so
@@ -127,6 +128,9 @@ def _stages(optimizer, max_iters, batches):
                 f"an optimizer must be a Keras optimizer or its name. Received: {method!r}"
             )
         method = keras.optimizers.get(method)
+        if method.built:
+            # One that has worked before holds the memory of other parameters.
+            method = type(method).from_config(method.get_config())
         if isinstance(getattr(method, "optimizers", None), list):
             raise TypeError(
                 "stages are a list here, not a Chain: [(Adam(0.05), 300), (BFGS(), None)]"
@@ -270,6 +274,8 @@ class _Run:
             return False
         self._stream = self._stream or iter(self.batches)
         self._pass = next(self._stream, None)
+        if self._pass is None:
+            self._stream = None
         return self._pass is None
 
     def _batch(self):

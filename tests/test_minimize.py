@@ -73,6 +73,13 @@ class TestQuasiNewton:
         again = BFGS.from_config(model.optimizer.get_config())
         assert again.initial_step_norm == 0.01 and isinstance(again, BFGS)
 
+    def test_an_optimizer_can_be_used_again(self):
+        bfgs = BFGS(initial_step_norm=0.01)
+        first = plain(rosenbrock, tf.constant(START), bfgs)
+        again = plain(rosenbrock, tf.constant(START), bfgs)
+        assert first.history == again.history
+        assert plain(parabola, vector(), bfgs).success
+
     def test_a_line_search_that_gives_up_begins_again_and_says_so(self):
         # |x| has a kink at its minimum: every direction fails in the end.
         result = plain(lambda p: tf.reduce_sum(tf.abs(p)), vector(), BFGS(), restarts=2)
@@ -125,6 +132,8 @@ class TestFirstOrder:
         one_pass = plain(loss, np.array([0.0]), keras.optimizers.SGD(0.1), batches=batches)
         # p: 0 -> 0.2 -> 0.76
         np.testing.assert_allclose(one_pass.minimizer, [0.76])
+        two = [(keras.optimizers.SGD(0.1), None), (keras.optimizers.SGD(0.1), None)]
+        assert plain(loss, np.array([0.0]), two, batches=batches).iterations == 4
 
     def test_a_loss_that_overflows_is_survived(self):
         def loss(p):
