@@ -76,8 +76,8 @@ class PID:
 def _power(squared, exponent, floor):
     """`squared ** exponent` to three digits, which are plenty for a step size.
 
-    XLA's logarithm and exponential cost as much as three stages of a small equation. Here both are
-    short polynomials between powers of two, which the bits of a float32 give away.
+    XLA's logarithm and exponential cost a twentieth of a step of a small equation more. Here both
+    are short polynomials between powers of two, which the bits of a float32 give away.
     """
     x = tf.maximum(tf.cast(squared, tf.float32), tf.cast(floor, tf.float32))
     bits = tf.bitcast(x, tf.int32)

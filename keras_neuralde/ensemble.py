@@ -49,8 +49,13 @@ class Summary(NamedTuple):
 class EnsembleSolution(Solution):
     """A `Solution` whose batch axis holds trajectories: `y` is `(num_times, trajectories, *state)`.
 
-    Without save times it is `(trajectories, *state)`.
+    Without save times, or with a single number for them, it is `(trajectories, *state)`.
+
+    Attributes:
+        timed: whether `y` has a time axis.
     """
+
+    timed: bool = True
 
     def summary(self, quantiles=(0.05, 0.95)):
         """Mean, variance, median and quantiles over the trajectories.
@@ -70,7 +75,7 @@ class EnsembleSolution(Solution):
         if not all(0.0 <= level <= 1.0 for level in levels):
             raise ValueError(f"`quantiles` must lie between 0 and 1. Received: {quantiles!r}")
         good = self.success
-        axis = 0 if self.t.shape == self.status.shape else 1
+        axis = int(self.timed)
         count = tf.reduce_sum(tf.cast(good, tf.int32))
 
         def statistics(y):
@@ -124,7 +129,8 @@ def solve_ensemble(
             tensor. It may change y0, p and t_span; what it leaves as it is (weights of a network
             in p, say) is shared, not copied. `seed` is the trajectory's own, an int32 tensor of
             shape (2,) for `tf.random.stateless_*`, whose floats differ between compiled and plain
-            programs (their integer bits do not, with `alg="philox"`).
+            programs (their integer bits do not, with `alg="philox"`). Pass what is trained through
+            y0 and p: a tensor that `vary` closes over is part of its compiled program.
         seed: an integer; `None` for a fresh one. The seed of a trajectory depends on it and on `i`
             alone, so that chunks do not change results.
         batch_size: trajectories solved at once, default 16,384; it bounds the memory of a solve.
@@ -159,12 +165,15 @@ def solve_ensemble(
         )
     if vary is not None and not callable(vary):
         raise TypeError(f"`vary` must be a function vary(problem, i, seed). Received: {vary!r}")
-    saveat = keywords.get("saveat")
-    if saveat is not None and np.ndim(saveat) > 1:
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, (int, np.integer))):
+        raise TypeError(f"`seed` must be an integer or None. Received: {seed!r}")
+    shape = _shape(keywords.get("saveat"))
+    if len(shape) > 1:
         raise ValueError(
             "all trajectories of an ensemble share their save times: give a number or a 1-D array. "
-            f"Received shape: {np.shape(saveat)}"
+            f"Received shape: {shape}"
         )
+    timed = len(shape) == 1
     batch_size = min(batch_size, trajectories)
     seed = int(np.random.default_rng().integers(2**31)) if seed is None else seed
     spread = _Spread(problem, vary, seed)
@@ -173,8 +182,15 @@ def solve_ensemble(
         # The last chunk repeats its last trajectory: one shape, one program.
         indices = tf.minimum(tf.range(start, start + batch_size), trajectories - 1)
         sol = solve(spread(indices), solver, batch_ndims=1, **keywords)
-        chunks.append(_cut(sol, min(batch_size, trajectories - start)))
-    return _join(chunks)
+        chunks.append(_cut(sol, min(batch_size, trajectories - start), timed))
+    return _join(chunks, timed)
+
+
+def _shape(saveat):
+    """The shape of what a user gives as save times; `()` for none."""
+    if saveat is None:
+        return ()
+    return tuple(saveat.shape) if hasattr(saveat, "shape") else np.shape(saveat)
 
 
 def _check_count(name, value):
@@ -194,6 +210,7 @@ class _Spread:
         self._y_leaves = len(tf.nest.flatten(self._y0))
         self._field = _batched(problem.f, _template(self._p), self._y_leaves)
         self._which: list = []
+        self._jit = True
 
     def __call__(self, indices):
         """An `ODEProblem` for a batch of trajectories."""
@@ -221,17 +238,20 @@ class _Spread:
     def _mapped(self, indices):
         """What differs between the trajectories: stacked leaves, by their numbers.
 
-        Mapping random numbers row by row is a slow loop in plain graph mode; XLA runs it a hundred
-        times faster, where it can compile what `vary` does. With and without a tape alike: floats
-        from TensorFlow's generators are not the same numbers in both modes.
+        Mapping random numbers row by row is a slow loop in plain graph mode; XLA runs it faster,
+        where it can compile what `vary` does. With and without a tape alike: floats from
+        TensorFlow's generators are not the same numbers in both modes.
         """
         arguments = (indices, self._root, self._base)
         if not tf.executing_eagerly():
             rows = self._rows(*arguments)
             return dict(zip(self._which, rows, strict=False))
         try:
-            return self._run(True, arguments)
+            return self._run(self._jit, arguments)
         except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError):
+            if not self._jit:
+                raise
+            self._jit = False
             return self._run(False, arguments)
 
     def _run(self, jit, arguments):
@@ -323,15 +343,15 @@ def _batched(one, template, first):
     return field
 
 
-def _cut(sol, count):
+def _cut(sol, count, timed):
     """The first `count` trajectories of a solution."""
     if count == sol.status.shape[0]:
         return sol
-    final = sol.t.shape == sol.status.shape
-    part = (lambda x: x[:count]) if final else (lambda x: x[:, :count])
+    part = (lambda x: x[:, :count]) if timed else (lambda x: x[:count])
+    own_times = not timed and sol.t.shape.rank == 1
     return dataclasses.replace(
         sol,
-        t=sol.t[:count] if final else sol.t,
+        t=sol.t[:count] if own_times else sol.t,
         y=tf.nest.map_structure(part, sol.y),
         stats=_map_stats(lambda row: row[:count], sol.stats),
         status=sol.status[:count],
@@ -343,17 +363,18 @@ def _map_stats(function, *stats):
     return Stats(*(function(*(getattr(one, name) for one in stats)) for name in names))
 
 
-def _join(chunks):
+def _join(chunks, timed):
     """One `EnsembleSolution` from the chunks."""
     first = chunks[0]
-    final = first.t.shape == first.status.shape
+    own_times = not timed and first.t.shape.rank == 1
 
     def glue(axis):
         return lambda *parts: tf.concat(parts, axis) if len(parts) > 1 else parts[0]
 
     return EnsembleSolution(
-        t=glue(0)(*(sol.t for sol in chunks)) if final else first.t,
-        y=tf.nest.map_structure(glue(0 if final else 1), *(sol.y for sol in chunks)),
+        t=glue(0)(*(sol.t for sol in chunks)) if own_times else first.t,
+        y=tf.nest.map_structure(glue(int(timed)), *(sol.y for sol in chunks)),
         stats=_map_stats(glue(0), *(sol.stats for sol in chunks)),
         status=glue(0)(*(sol.status for sol in chunks)),
+        timed=timed,
     )

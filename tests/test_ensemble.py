@@ -69,6 +69,24 @@ def test_final_states_only(solution):
     np.testing.assert_allclose(final.summary().mean, np.mean(final.y, axis=0))
 
 
+@pytest.mark.parametrize("batch_size", [3, TRAJECTORIES])
+def test_as_many_times_as_trajectories(batch_size):
+    """Shapes do not tell the axes apart."""
+    times = np.linspace(0.0, 2.0, TRAJECTORIES)
+    sol = ensemble(saveat=times, batch_size=batch_size)
+    assert sol.y.shape == (TRAJECTORIES, TRAJECTORIES, 2)
+    np.testing.assert_allclose(sol.summary().mean, np.mean(sol.y, axis=1))
+    np.testing.assert_array_equal(sol.summary().t, times)
+
+
+@pytest.mark.parametrize("batch_size", [3, TRAJECTORIES])
+def test_one_number_as_save_time(solution, batch_size):
+    sol = ensemble(saveat=TIMES[2], batch_size=batch_size)
+    assert sol.y.shape == (TRAJECTORIES, 2) and sol.t == TIMES[2]
+    np.testing.assert_allclose(sol.y, solution.y[2], rtol=1e-6)
+    np.testing.assert_allclose(sol.summary().mean, np.mean(sol.y, axis=0))
+
+
 def test_programs_are_shared_between_chunks_and_calls(solution):
     from keras_neuralde.execution import programs
 
@@ -168,6 +186,7 @@ def test_plots(solution, tmp_path):
     [
         ({"trajectories": 0}, ValueError, "trajectories"),
         ({"batch_size": 1.5}, ValueError, "batch_size"),
+        ({"seed": 0.5}, TypeError, "seed"),
         ({"batch_ndims": 1}, ValueError, "batch axis itself"),
         ({"problem": 3}, TypeError, "ODEProblem"),
         ({"vary": 3}, TypeError, "vary"),
