@@ -63,6 +63,15 @@ class Settings:
             int(checkpoints), chooses and dt0 is None, bool(dense), int(max_record),
         )  # fmt: skip
 
+    @property
+    def chooses_steps(self):
+        """Whether the steps depend on the solution."""
+        return isinstance(self.controller, controllers.PID)
+
+    def replaying(self):
+        """The same with recorded steps."""
+        return dataclasses.replace(self, controller=controllers.Replay(), first_step=False)
+
 
 def _controller(solver, controller, dt0, steps):
     """The step-size controller, with what it needs."""

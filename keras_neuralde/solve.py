@@ -5,6 +5,7 @@ import inspect
 import numpy as np
 import tensorflow as tf
 
+from keras_neuralde import freezing
 from keras_neuralde.arguments import Settings, check_problem, prepare
 from keras_neuralde.execution import run_eagerly, run_in_graph, trace, trace_steps
 from keras_neuralde.integrate import ACCEPTED, REJECTED, STATUS, H, T
@@ -100,6 +101,9 @@ def solve(
             norm=norm, adjoint=adjoint, checkpoints=checkpoints, steps=steps, dense=dense,
             max_record=max_record,
         )  # fmt: skip
+    frozen = freezing.active() if settings.chooses_steps else None
+    if frozen is not None and frozen.replays:
+        steps, settings = frozen.give(), settings.replaying()
     layout, inputs, shape = prepare(problem, settings, saveat, rtol, atol, dt0, dt_min, steps)
 
     def run(what):
@@ -117,6 +121,8 @@ def solve(
         times = outputs["steps"] if dense else run(trace_steps)
         return _arrange_steps(times, layout, outputs["batch_like"])
 
+    if frozen is not None and not frozen.replays:
+        frozen.take(find_steps())
     solution = _assemble(settings, layout, outputs, shape, find_steps)
     if throw and tf.executing_eagerly():
         _raise_on_failure(outputs["control"].numpy())
