@@ -83,7 +83,7 @@ def measure(workload, names, rounds, seconds):
         "text": workload.text,
         "spec": workload.spec(),
         "date": datetime.date.today().isoformat(),
-        "machine": _machine(),
+        "machine": machine(),
         "rounds": rounds,
     }
     if record["machine"]["load_before"] > BUSY:
@@ -144,7 +144,8 @@ def _ratio(theirs, ours):
     return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
 
 
-def _machine():
+def machine():
+    """What this machine is, and how busy it was."""
     names = [
         line.split(":", 1)[1].strip()
         for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
