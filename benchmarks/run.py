@@ -91,7 +91,11 @@ def measure(workload, names, rounds, seconds):
     path = str(reference.arrays(workload))
     workers, tools = {}, {}
     for name in names:
-        question = workload.spec() | {"arrays": path, "joint": TOOLS[name].joint}
+        question = workload.spec() | {
+            "arrays": path,
+            "joint": TOOLS[name].joint,
+            "chunked": TOOLS[name].chunked,
+        }
         try:
             workers[name] = Worker(name, workload.cores)
             tools[name] = workers[name].ask(question) | {"call_s": [], "loop_s": []}
