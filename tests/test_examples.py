@@ -68,6 +68,73 @@ def test_neural_control_over_ten_seeds():
 
 
 @pytest.mark.slow
+def test_digits_are_read(tmp_path):
+    """Three seeds, each with a split of its own."""
+    example = load("04_digits")
+    for seed in range(3):
+        model, history, (pixels, labels) = example.run(seed)
+        assert len(labels) == 599
+        assert history["val_accuracy"][-1] >= 0.97, (seed, history["val_accuracy"])
+    logits = model.predict(pixels, verbose=0)
+    assert np.mean(logits.argmax(axis=1) == labels) == pytest.approx(history["val_accuracy"][-1])
+    # The SavedModel is not compiled and takes other steps, within the tolerance of 1e-3.
+    as_keras, as_saved_model = example.save_and_load(model, pixels, tmp_path)
+    assert as_keras <= 1e-6 * np.abs(logits).max()
+    assert as_saved_model <= 1e-3 * np.abs(logits).max()
+
+
+def test_hand_made_neural_ode_is_the_layer():
+    """The same states and the same gradient, at weights that nobody trained."""
+    example = load("05_by_hand")
+    network, p, apply = example.start(1)
+    states, gradients = example.compare_with_layer(network, apply, p, example.truth())
+    assert states <= 1e-12 and gradients <= 1e-10, (states, gradients)
+
+
+@pytest.mark.slow
+def test_hand_made_neural_ode_fits_the_spiral():
+    """Published runs of this set-up ended at 0.198 and 0.0143."""
+    minima = [load("05_by_hand").run(seed)[0].minimum for seed in range(3)]
+    assert max(minima) <= 0.005, minima
+
+
+def test_modes_have_exact_answers():
+    """The activation and the decoder against the closed forms of their equations."""
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    example = load("06_four_modes")
+    saturation = example.Saturation()
+    x = np.linspace(-4.0, 4.0, 30).reshape(10, 3)
+    y = saturation(x)
+    exact = x / np.sqrt(1.0 + 2.0 * float(saturation.c) * x**2)
+    np.testing.assert_allclose(y, exact, atol=1e-5)
+    rates, curves = example.oscillations(0, 50)
+    np.testing.assert_allclose(example.Oscillation()(rates), curves, atol=2e-5)
+
+
+def test_regulator_is_the_optimal_one():
+    """Riccati's equation has the gains (1, √2) and the cost √2."""
+    result = load("06_four_modes").cost()
+    np.testing.assert_allclose(result.minimizer, [1.0, np.sqrt(2.0)], atol=1e-5)
+    np.testing.assert_allclose(result.minimum, np.sqrt(2.0), atol=1e-7)
+
+
+@pytest.mark.slow
+def test_modes_learn():
+    example = load("06_four_modes")
+    found = example.run()
+    model, x, y, loss = found["activation"]
+    assert loss <= 1e-4
+    assert np.mean((model.predict(x, verbose=0) - y) ** 2) == pytest.approx(loss, rel=0.2)
+    rates, curves = example.oscillations(1000, 200)
+    error = np.abs(found["layer"][0].predict(curves, verbose=0) - rates).mean(axis=0)
+    assert error[0] <= 0.02 and error[1] <= 0.04, error
+    fall, data, _ = found["term"]
+    v = np.linspace(data.min(), data.max(), 100)[:, None]
+    assert np.abs(fall.drag(v / 10.0) - example.true_drag(v)).max() <= 0.5
+
+
+@pytest.mark.slow
 def test_hudson_bay_fits_both_cycles():
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
