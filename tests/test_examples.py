@@ -134,6 +134,39 @@ def test_modes_learn():
     assert np.abs(fall.drag(v / 10.0) - example.true_drag(v)).max() <= 0.5
 
 
+def test_sparse_regression_reads_formulas():
+    """Exact values give exact coefficients; small ones go, and the rest is fitted anew."""
+    example = load("08_missing_physics")
+    y = np.random.default_rng(0).uniform(0.1, 5.0, (61, 2))
+    exact = np.zeros((6, 2))
+    exact[4], exact[1, 1] = (-0.9, 0.8), 0.5
+    read = example.regress(y, example.library(y) @ exact)
+    np.testing.assert_allclose(read, exact, atol=1e-12)
+    small = exact + 0.01
+    read = example.regress(y, example.library(y) @ small)
+    np.testing.assert_array_equal(read != 0.0, exact != 0.0)
+    np.testing.assert_allclose(example.formula(y, exact), example.library(y) @ exact, rtol=1e-12)
+    np.testing.assert_allclose(example.interaction(y), y[:, :1] * y[:, 1:] * [-0.9, 0.8])
+
+
+@pytest.mark.slow
+def test_missing_physics_is_recovered():
+    """The formula has the two terms of the truth and no other, and holds to t = 9."""
+    example = load("08_missing_physics")
+    for seed in range(2):
+        result, network, data = example.run(seed)
+        deviation = 0.005 * example.truth(example.TIMES).mean(axis=0)
+        assert result.minimum <= 1.2 * np.sum(31 * deviation**2), result
+        found = example.recover(result, network, data)
+        kept = np.zeros((6, 2), bool)
+        kept[4] = True
+        np.testing.assert_array_equal(found["read"] != 0.0, kept)
+        np.testing.assert_allclose(found["read"][4], [-0.9, 0.8], atol=0.08)
+        np.testing.assert_allclose(found["coefficients"][4], [-0.9, 0.8], atol=0.015)
+        assert found["errors"]["formula"].max() <= 0.5
+        assert found["errors"]["formula"].max() < 0.1 * found["errors"]["network"].max()
+
+
 @pytest.mark.slow
 def test_hudson_bay_fits_both_cycles():
     keras.config.set_floatx("float64")
