@@ -10,6 +10,12 @@ from keras_neuralde.ensemble import EnsembleSolution as EnsembleSolution
 from keras_neuralde.ensemble import Summary as Summary
 from keras_neuralde.ensemble import solve_ensemble as solve_ensemble
 from keras_neuralde.layers import NeuralODE as NeuralODE
+from keras_neuralde.long_series import Collocation as Collocation
+from keras_neuralde.long_series import collocate as collocate
+from keras_neuralde.long_series import collocation_loss as collocation_loss
+from keras_neuralde.long_series import growing_horizons as growing_horizons
+from keras_neuralde.long_series import multiple_shooting as multiple_shooting
+from keras_neuralde.long_series import shooting_groups as shooting_groups
 from keras_neuralde.minimize import minimize as minimize
 from keras_neuralde.minimize_result import MinimizeResult as MinimizeResult
 from keras_neuralde.minimize_result import MinimizeStatus as MinimizeStatus
