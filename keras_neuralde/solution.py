@@ -21,6 +21,9 @@ class Status(enum.IntEnum):
     STEP_TOO_SMALL = 2
     NON_FINITE = 3
     BAD_TIMES = 4
+    SINGULAR_MATRIX = 5
+    NEWTON_DIVERGED = 6
+    INCONSISTENT_START = 7
 
     @property
     def message(self):
@@ -41,6 +44,21 @@ _MESSAGES = {
     Status.NON_FINITE: (
         "the field or the state became NaN or infinite; check the equation and its parameters at "
         "the last time, bound the field, or start from another state"
+    ),
+    Status.SINGULAR_MATRIX: (
+        "the matrix M - hγJ of the implicit method is singular at the last time, whatever the "
+        "step: check the mass matrix and the algebraic equations (the problem may be of an index "
+        "above 1, or an equation may be missing)"
+    ),
+    Status.NEWTON_DIVERGED: (
+        "the Newton iteration diverged at the last time, whatever the step: check the equation and "
+        "its Jacobian (a wrong `jacobian` or `jac_sparsity` does this), use a Rosenbrock method, "
+        "or loosen rtol/atol"
+    ),
+    Status.INCONSISTENT_START: (
+        "the initial state violates the algebraic equations, those in which the mass matrix has "
+        "no time derivative, by more than the tolerances; start from a state that satisfies them "
+        "(keras_neuralde.consistent_state finds one)"
     ),
     Status.BAD_TIMES: (
         "the save times are unsorted, outside t_span or not finite; sort them, widen t_span, and "

@@ -76,21 +76,22 @@ def solve(
     settings = Settings.make(
         solver, controller, norm, max_steps, batch_ndims, step_control, adjoint, checkpoints, dt0
     )
-    check_problem(problem)
+    check_problem(problem, settings.solver)
     if settings.solver.delegated:
         settings.solver.check_keywords(
             SOLVE_KEYWORDS, rtol=rtol, atol=atol, dt0=dt0, dt_min=dt_min, controller=controller,
             norm=norm, adjoint=adjoint, checkpoints=checkpoints,
         )  # fmt: skip
-    layout, inputs, shape = prepare(problem, settings, saveat, rtol, atol, dt0, dt_min)
+    equation, layout, inputs, shape = prepare(problem, settings, saveat, rtol, atol, dt0, dt_min)
     if tf.executing_eagerly():
-        outputs = run_eagerly(problem.f, settings, layout, inputs, shape)
+        outputs = run_eagerly(equation, settings, layout, inputs, shape)
         given = {"rtol": rtol, "atol": atol, "dt0": dt0, "dt_min": dt_min}
+        given["mass_matrix"] = problem.mass_matrix
         if settings.solver.delegated:
             given |= {"t_span": problem.t_span, "saveat": saveat}
         outputs["y"] = refuse_gradients(outputs["y"], given)
     else:
-        outputs = run_in_graph(problem.f, settings, layout, inputs, shape)
+        outputs = run_in_graph(equation, settings, layout, inputs, shape)
     solution = _assemble(layout, outputs, shape)
     if throw and tf.executing_eagerly():
         _raise_on_failure(outputs["control"].numpy())
