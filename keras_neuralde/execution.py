@@ -155,10 +155,8 @@ def tape_is_active():
     return record.could_possibly_record()
 
 
-def trace(lifted, settings, layout, inputs, shape, gradient):
-    """The solve as graph operations: tensors in, tensors out."""
-    leaves = tf.nest.flatten(inputs["y0"])
-    batch_dims = layout.batch_dims(leaves)
+def make_field(lifted, settings, layout, inputs, shape):
+    """The field, the packed initial state, the terms, and which rows have times out of place."""
     p_leaves = [leaf for leaf in tf.nest.flatten(inputs["p"]) if leaf is not None]
     substitute = settings.solver.delegated and bool(lifted.field.captures)
     y0 = layout.pack(inputs["y0"])
@@ -171,7 +169,16 @@ def trace(lifted, settings, layout, inputs, shape, gradient):
         lifted.sparsity,
         None if constant else (terms.rtol, terms.atol),
     )
+    batch_dims = layout.batch_dims(tf.nest.flatten(inputs["y0"]))
     field = Field(lifted.field, layout, batch_dims, p_leaves, substitute, implicit)
+    return field, y0, terms, bad
+
+
+def trace(lifted, settings, layout, inputs, shape, gradient):
+    """The solve as graph operations: tensors in, tensors out."""
+    leaves = tf.nest.flatten(inputs["y0"])
+    batch_dims = layout.batch_dims(leaves)
+    field, y0, terms, bad = make_field(lifted, settings, layout, inputs, shape)
     has_saves = terms.saves is not None
     if settings.solver.delegated:
         y, control, num_f = settings.solver.integrate(field, y0, terms, settings.max_steps)

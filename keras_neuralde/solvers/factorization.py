@@ -119,9 +119,9 @@ class GaussJordan:
         n = matrix.shape[-1]
         self._fused = n <= _FUSED
         index = tf.range(n)
-        smallest = tf.ones_like(matrix[:, 0, 0])
+        regular = tf.ones_like(matrix[:, 0, 0], tf.bool)
 
-        def eliminate(j, a, order, smallest):
+        def eliminate(j, a, order, regular):
             column = tf.gather(a, j, axis=2)
             size = tf.where(index >= j, tf.abs(column), tf.constant(-1.0, a.dtype))
             r = tf.argmax(size, axis=1, output_type=tf.int32)[:, None]
@@ -132,17 +132,18 @@ class GaussJordan:
             order_j = tf.gather(order, j, axis=1)[:, None]
             order = tf.where(here, order_r, tf.where(there, order_j, order))
             pivot = tf.gather(row_r, j, axis=1)[:, None]
-            smallest = tf.minimum(smallest, tf.abs(pivot[:, 0]))
+            # Zero makes a matrix singular; NaN is no statement about it.
+            regular &= tf.not_equal(pivot[:, 0], 0.0)
             pivot_row = tf.where(here, tf.ones_like(row_r), row_r) / pivot
             swapped = tf.where(there[:, :, None], row_j[:, None, :], a)
             factors = tf.where(there, tf.gather(row_j, j, axis=1)[:, None], column)
             rest = tf.where(here[:, None, :], tf.zeros_like(a), swapped)
             updated = rest - factors[:, :, None] * pivot_row[:, None, :]
             a = tf.where(here[:, :, None], pivot_row[:, None, :], updated)
-            return j + 1, a, order, smallest
+            return j + 1, a, order, regular
 
-        start = (0, matrix, tf.zeros_like(matrix[:, 0], tf.int32) + index, smallest)
-        _, self._inverse, self._order, smallest = tf.while_loop(
+        start = (0, matrix, tf.zeros_like(matrix[:, 0], tf.int32) + index, regular)
+        _, self._inverse, self._order, self.regular = tf.while_loop(
             lambda j, *_: j < n, eliminate, start, maximum_iterations=n
         )
         if self._fused:
@@ -152,8 +153,6 @@ class GaussJordan:
             self._inverse = tf.reduce_sum(columns, axis=2)
         else:
             self._place = tf.argsort(self._order, axis=1)
-        # Zero only where a pivot is; NaN is no statement about the matrix.
-        self.regular = tf.not_equal(smallest, 0.0)
 
     def solve(self, b):
         """x with A x = b; `(trajectories, n)`."""

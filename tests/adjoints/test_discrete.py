@@ -63,9 +63,13 @@ WEIGHTS = np.random.default_rng(3).normal(size=(4, 2))
 
 
 METHODS = [*EXPLICIT, *ROSENBROCK, *ESDIRK]
+SOME_SLOW = [
+    pytest.param(name, marks=pytest.mark.slow) if name in ESDIRK and name != "trbdf2" else name
+    for name in METHODS
+]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", SOME_SLOW)
 def test_every_method_in_y0_p_and_all_times_with_fixed_steps(name):
     def loss(y0, p, t0, t1, saves):
         sol = nde.solve(
