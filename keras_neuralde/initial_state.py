@@ -39,14 +39,16 @@ def consistent_state(problem, *, batch_ndims=0, max_iterations=20):
     [0.25, 0.75]
     """
     settings = Settings.make(
-        "rodas5p", None, "rms", 1, batch_ndims, "per_sample", "discrete", 1, None
-    )
+        "rodas5p", controller=None, norm="rms", max_steps=1, batch_ndims=batch_ndims,
+        step_control="per_sample", adjoint="discrete", checkpoints=1, dt0=None, steps=None,
+        dense=False, max_record=1,
+    )  # fmt: skip
     check_problem(problem, settings.solver)
     equation, layout, inputs, shape = prepare(problem, settings, None, None, None, None, 0.0)
     if "constraints" not in inputs:
         return inputs["y0"]
     lifted = execution.lift(equation, layout, inputs)
-    field, y0, terms, _ = execution.make_field(lifted, settings, layout, inputs, shape)
+    field, y0, terms, _, batch_dims = execution.bind(lifted, settings, layout, inputs, shape)
     g = field.bind(field.theta)
     limit = 1e3 * float(np.finfo(y0.dtype.as_numpy_dtype).eps)
 
@@ -66,4 +68,4 @@ def consistent_state(problem, *, batch_ndims=0, max_iterations=20):
             f"in {max_iterations} steps. Start closer, or check that the equations without a time "
             f"derivative determine the components without one. Received: y0={problem.y0!r}"
         )
-    return layout.unpack(y, layout.batch_dims(tf.nest.flatten(inputs["y0"])))
+    return layout.unpack(y, batch_dims)

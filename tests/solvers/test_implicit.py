@@ -320,6 +320,11 @@ class TestDoor:
         with pytest.raises(ValueError, match=words):
             nde.solve(problem, solver)
 
+    def test_other_adjoints_are_refused(self):
+        problem = nde.ODEProblem(ring, np.ones(3), (0.0, 1.0), 1.0)
+        with pytest.raises(ValueError, match="discrete gradient only; use"):
+            nde.solve(problem, "rodas5p", adjoint="interpolating")
+
     def test_types(self):
         problem = nde.ODEProblem(ring, np.ones(3), (0.0, 1.0), 1.0, jacobian=np.eye(3))
         with pytest.raises(TypeError, match="must be a function"):
