@@ -97,6 +97,19 @@ class Field:
         """The field for given parameters, as solvers see it."""
         return BoundField(self, theta)
 
+    @property
+    def size(self):
+        """Components of a trajectory."""
+        return self._layout.width
+
+    def rate(self, t, y, theta):
+        """∂f/∂t, `(rows, width)`, or `None` for fields that do not read the time."""
+        time = self._time(t, y)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(time)
+            out = self._evaluate(time, y, theta)
+        return None if tape.gradient(out, time) is None else self._time_derivative(time, y, theta)
+
     def linearise(self, t, y, theta):
         """The Jacobian of each trajectory and the time derivative of the field.
 
@@ -149,6 +162,13 @@ class Field:
                 out = self._evaluate(time, y, theta)
             pulled = _or_zeros(tape.gradient(out, y, output_gradients=weights), y)
         return _or_zeros(outer.gradient(pulled, weights, output_gradients=direction), y)
+
+    def pull(self, t, y, weights, theta):
+        """The transposed Jacobian times `weights`; all `(rows, width)`."""
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(y)
+            out = self._evaluate(self._time(t, y), y, theta)
+        return _or_zeros(tape.gradient(out, y, output_gradients=weights), y)
 
     def _dense(self, time, z, theta):
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
@@ -225,7 +245,7 @@ class BoundField:
     def __init__(self, field, theta):
         self._field = field
         self._theta = theta
-        self.implicit = field.implicit
+        self.implicit, self.size = field.implicit, field.size
         self.split, self.join, self.joint = field.split, field.join, field.joint
 
     def __call__(self, t, y):
@@ -235,9 +255,17 @@ class BoundField:
         """See `Field.linearise`."""
         return self._field.linearise(t, y, self._theta)
 
+    def rate(self, t, y):
+        """See `Field.rate`."""
+        return self._field.rate(t, y, self._theta)
+
     def push(self, t, y, direction):
         """See `Field.push`."""
         return self._field.push(t, y, direction, self._theta)
+
+    def pull(self, t, y, weights):
+        """See `Field.pull`."""
+        return self._field.pull(t, y, weights, self._theta)
 
 
 def colour_rows(sparsity):

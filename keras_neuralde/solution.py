@@ -26,6 +26,7 @@ class Status(enum.IntEnum):
     SINGULAR_MATRIX = 6
     NEWTON_DIVERGED = 7
     INCONSISTENT_START = 8
+    GMRES_STALLED = 9
 
     @property
     def message(self):
@@ -56,6 +57,11 @@ _MESSAGES = {
         "the Newton iteration diverged at the last time, whatever the step: check the equation and "
         "its Jacobian (a wrong `jacobian` or `jac_sparsity` does this), use a Rosenbrock method, "
         "or loosen rtol/atol"
+    ),
+    Status.GMRES_STALLED: (
+        "GMRES did not solve the linear systems of the implicit method at the last time, whatever "
+        "the step: raise `size` or `restarts` of its LinearSolver, loosen rtol/atol, or use "
+        "linear_solver='dense' with a jac_sparsity"
     ),
     Status.INCONSISTENT_START: (
         "the initial state violates the algebraic equations, those in which the mass matrix has "

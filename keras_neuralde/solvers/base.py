@@ -165,7 +165,8 @@ class Solver:
         return cls(**config)
 
     def _key(self):
-        return type(self), tuple(sorted(self.get_config().items()))
+        settings = sorted(self.get_config().items())
+        return type(self), tuple((k, repr(v) if isinstance(v, dict) else v) for k, v in settings)
 
     def __eq__(self, other):
         return isinstance(other, Solver) and self._key() == other._key()

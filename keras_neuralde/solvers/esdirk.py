@@ -5,7 +5,7 @@ import tensorflow as tf
 from keras_neuralde.solution import Status
 from keras_neuralde.solvers.base import Solver, Step, pull_back
 from keras_neuralde.solvers.explicit_rk import combine
-from keras_neuralde.solvers.iteration_matrix import IterationMatrix
+from keras_neuralde.solvers.iteration_matrix import LinearSolver, iteration_matrix
 from keras_neuralde.solvers.newton import solve_stage
 from keras_neuralde.tableaus import ESDIRK
 
@@ -24,6 +24,7 @@ class DiagonallyImplicit(Solver):
             your own.
         newton_limit: the most turns of Newton's iteration; a stage that needs more rejects the
             step. Constant steps, which cannot be retried smaller, allow five times as many.
+        linear_solver: `"auto"`, `"dense"`, `"krylov"`, or a `LinearSolver` with settings.
 
     Example:
 
@@ -36,7 +37,7 @@ class DiagonallyImplicit(Solver):
     carries_slope = True
     counts_evaluations = True
 
-    def __init__(self, tableau="kvaerno5", newton_limit=10):
+    def __init__(self, tableau="kvaerno5", newton_limit=10, linear_solver="auto"):
         if isinstance(tableau, str):
             if tableau not in ESDIRK:
                 raise ValueError(
@@ -50,6 +51,7 @@ class DiagonallyImplicit(Solver):
             )
         self.tableau = tableau
         self.newton_limit = newton_limit
+        self.linear_solver = LinearSolver.get(linear_solver)
         self.name = tableau.name
         self.order = tableau.order
         self.error_order = tableau.error_order
@@ -62,7 +64,11 @@ class DiagonallyImplicit(Solver):
     def get_config(self):
         known = ESDIRK.get(self.tableau.name) is self.tableau
         tableau = self.tableau.name if known else self.tableau
-        return {"tableau": tableau, "newton_limit": self.newton_limit}
+        return {
+            "tableau": tableau,
+            "newton_limit": self.newton_limit,
+            "linear_solver": self.linear_solver.serialize(),
+        }
 
     def dense_degree(self):
         return len(self._dense[0])
@@ -72,8 +78,8 @@ class DiagonallyImplicit(Solver):
 
     def step(self, g, t, t_next, y, state, dense):
         h = (t_next - t)[:, None]
-        jacobian, _ = g.linearise(t, y)
-        matrix = IterationMatrix(g, jacobian, self._gamma * h)
+        jacobian, _ = self.linear_solver.linearise(g, t, y)
+        matrix = iteration_matrix(g, jacobian, self._gamma * h)
         ks, y1, converged, count = self._stages(g, t, t_next, y, state, matrix)
         error = h * combine(self.tableau.error, ks)
         if self._filtered:
@@ -135,8 +141,8 @@ class DiagonallyImplicit(Solver):
         captures, variables = field.captures, list(field.variables)
         parameters = theta[: len(theta) - len(captures)]
         leaves = [*parameters, *captures, *variables]
-        jacobian, _ = g.linearise(t, y)
-        matrix = IterationMatrix(g, jacobian, self._gamma * h)
+        jacobian, _ = self.linear_solver.linearise(g, t, y)
+        matrix = iteration_matrix(g, jacobian, self._gamma * h)
         ks, *_ = self._stages(g, t, t_next, y, g(t, y), matrix)
 
         degree = self.dense_degree()
@@ -161,8 +167,8 @@ class DiagonallyImplicit(Solver):
                 slope = field(time, argument, theta)
             cotangent = h * w
             if j > 0:
-                here, _ = g.linearise(time, argument)
-                here = IterationMatrix(g, here, self._gamma * h)
+                here, _ = self.linear_solver.linearise(g, time, argument)
+                here = iteration_matrix(g, here, self._gamma * h)
                 cotangent = here.solve_transposed(cotangent)
             bars = pull_back(tape, slope, [time, argument, *leaves], [cotangent])
             share = w if j == 0 else w + self._gamma * bars[1]

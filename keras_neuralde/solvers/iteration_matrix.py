@@ -1,8 +1,75 @@
 """The matrix W = M - s J of implicit methods, made once for a step and solved with many times."""
 
+import dataclasses
+
 import tensorflow as tf
 
 from keras_neuralde.solvers.factorization import UNROLLED, factor
+from keras_neuralde.solvers.krylov import KrylovJacobian, KrylovMatrix
+
+#: From this many components on GMRES is the default.
+LARGE = 400
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearSolver:
+    """How the linear systems of implicit methods are solved.
+
+    Args:
+        kind: `"dense"` eliminates; `"krylov"` iterates with products of the Jacobian and a vector
+            (GMRES), for thousands of components; `"auto"` iterates from 400 components on, unless
+            the problem has a `jacobian` or a `jac_sparsity`.
+        size: how many directions GMRES keeps before it restarts.
+        restarts: the most cycles of GMRES.
+    """
+
+    kind: str = "auto"
+    size: int = 30
+    restarts: int = 10
+
+    def __post_init__(self):
+        if self.kind not in ("auto", "dense", "krylov"):
+            raise ValueError(
+                f"`linear_solver` must be 'auto', 'dense' or 'krylov'. Received: {self.kind!r}"
+            )
+        for name in ("size", "restarts"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be a positive integer. Received: {value!r}")
+
+    @classmethod
+    def get(cls, identifier):
+        """The linear solver for a name, a config or a `LinearSolver`."""
+        if isinstance(identifier, cls):
+            return identifier
+        return cls(**identifier) if isinstance(identifier, dict) else cls(identifier)
+
+    def serialize(self):
+        """The name where it says everything, else a config."""
+        return self.kind if self == LinearSolver(self.kind) else dataclasses.asdict(self)
+
+    def linearise(self, g, t, y):
+        """The Jacobian, or what stands for it, and the time derivative of the field."""
+        if not self.iterates(g):
+            return g.linearise(t, y)
+        return KrylovJacobian(t, y, self.size, self.restarts), g.rate(t, y)
+
+    def iterates(self, g):
+        """Whether GMRES is what solves."""
+        given = g.implicit.jacobian is not None or g.implicit.sparsity is not None
+        if self.kind == "krylov" and given:
+            raise ValueError(
+                "linear_solver='krylov' takes products with the field itself: leave out `jacobian` "
+                "and `jac_sparsity`."
+            )
+        return self.kind == "krylov" or (self.kind == "auto" and not given and g.size >= LARGE)
+
+
+def iteration_matrix(g, jacobian, scale):
+    """W = M - s J for what `LinearSolver.linearise` returned."""
+    if isinstance(jacobian, KrylovJacobian):
+        return KrylovMatrix(g, jacobian, scale, times_mass)
+    return IterationMatrix(g, jacobian, scale)
 
 
 class IterationMatrix:
@@ -44,6 +111,10 @@ class IterationMatrix:
         """x with W x = b; `(rows, width)`."""
         return self._g.join(self._factors.solve(self._g.split(b)))
 
+    def solve_checked(self, b):
+        """The same, and `(rows,)` booleans: whether W could be inverted."""
+        return self.solve(b), self.regular
+
     def solve_transposed(self, b):
         """x with Wᵀ x = b; `(rows, width)`."""
         return self._g.join(self._factors.solve_transposed(self._g.split(b)))
@@ -59,6 +130,8 @@ def times_mass(g, x, transpose=False):
 
 def jacobian_times(g, jacobian, x):
     """J x for every trajectory; `(rows, width)`."""
+    if isinstance(jacobian, KrylovJacobian):
+        return g.push(jacobian.t, jacobian.y, x)
     z = g.split(x)
     if isinstance(jacobian, list):
         return g.join(tf.stack([tf.reduce_sum(row * z, axis=1) for row in jacobian], axis=1))

@@ -6,7 +6,8 @@ from keras_neuralde.solution import Status
 from keras_neuralde.solvers.base import Solver, Step, pull_back
 from keras_neuralde.solvers.explicit_rk import combine
 from keras_neuralde.solvers.iteration_matrix import (
-    IterationMatrix,
+    LinearSolver,
+    iteration_matrix,
     jacobian_times,
     outer_sum,
     times_mass,
@@ -26,6 +27,7 @@ class Rosenbrock(Solver):
     Args:
         tableau: the name of a table in `keras_neuralde.tableaus.ROSENBROCK`, or a
             `RosenbrockTableau` of your own.
+        linear_solver: `"auto"`, `"dense"`, `"krylov"`, or a `LinearSolver` with settings.
 
     Example:
 
@@ -37,7 +39,7 @@ class Rosenbrock(Solver):
     implicit = True
     singular_mass = True
 
-    def __init__(self, tableau="rodas5p"):
+    def __init__(self, tableau="rodas5p", linear_solver="auto"):
         if isinstance(tableau, str):
             if tableau not in ROSENBROCK:
                 raise ValueError(
@@ -46,6 +48,7 @@ class Rosenbrock(Solver):
                 )
             tableau = ROSENBROCK[tableau]
         self.tableau = tableau
+        self.linear_solver = LinearSolver.get(linear_solver)
         self.name = tableau.name
         self.order = tableau.order
         self.error_order = tableau.error_order
@@ -53,7 +56,8 @@ class Rosenbrock(Solver):
 
     def get_config(self):
         known = ROSENBROCK.get(self.tableau.name) is self.tableau
-        return {"tableau": self.tableau.name if known else self.tableau}
+        tableau = self.tableau.name if known else self.tableau
+        return {"tableau": tableau, "linear_solver": self.linear_solver.serialize()}
 
     def dense_degree(self):
         return len(self.tableau.dense[0])
@@ -67,13 +71,16 @@ class Rosenbrock(Solver):
     def step(self, g, t, t_next, y, state, dense):
         table = self.tableau
         h = (t_next - t)[:, None]
-        jacobian, rate = g.linearise(t, y)
-        matrix = IterationMatrix(g, jacobian, table.gamma * h)
+        jacobian, rate = self.linear_solver.linearise(g, t, y)
+        matrix = iteration_matrix(g, jacobian, table.gamma * h)
+        ok = matrix.regular
         us: list = []
         for i in range(table.num_stages):
             known = i == 0 and self.carries_slope
             slope = state if known else g(*self._stage(i, t, t_next, y, us))
-            us.append(matrix.solve(self._right_side(i, g, h, slope, rate, us)))
+            u, solved = matrix.solve_checked(self._right_side(i, g, h, slope, rate, us))
+            us.append(u)
+            ok &= solved
         coefficients = None
         if dense:
             columns = [combine(column, us) for column in zip(*table.dense, strict=True)]
@@ -83,8 +90,10 @@ class Rosenbrock(Solver):
             combine(table.error, us),
             coefficients,
             slope if self.carries_slope else state,
-            ok=matrix.regular,
-            trouble=float(Status.SINGULAR_MATRIX),
+            ok=ok,
+            trouble=float(
+                Status.GMRES_STALLED if self.linear_solver.iterates(g) else Status.SINGULAR_MATRIX
+            ),
         )
 
     def _stage(self, i, t, t_next, y, us):
@@ -120,10 +129,9 @@ class Rosenbrock(Solver):
         start = (tf.identity(t), tf.identity(y))
         with tf.GradientTape(watch_accessed_variables=False) as start_tape:
             start_tape.watch([*start, *theta, *captures, *variables])
-            jacobian, rate = g.linearise(*start)
-            linear = [*(jacobian if isinstance(jacobian, list) else [jacobian])]
-            linear += [] if rate is None else [rate]
-        matrix = IterationMatrix(g, jacobian, table.gamma * h)
+            jacobian, rate = self.linear_solver.linearise(g, *start)
+        iterates = self.linear_solver.iterates(g)
+        matrix = iteration_matrix(g, jacobian, table.gamma * h)
         count = self._stages_that_count(dense_bar is not None)
         us: list = []
         stages = []
@@ -179,8 +187,18 @@ class Rosenbrock(Solver):
             inner = tf.add_n([r * x for r, x in zip(rs, pushed, strict=True)])
             h_bar += table.gamma * tf.reduce_sum(inner, axis=1)
         scaled = [(table.gamma * h) * r for r in rs]
-        jacobian_bar = outer_sum(g, scaled, us, jacobian)
-        cotangents = [*(jacobian_bar if isinstance(jacobian_bar, list) else [jacobian_bar])]
+        if iterates:
+            # Without a matrix: Σ_i r̄_i · (J u_i), each product differentiated by itself.
+            with tf.GradientTape(watch_accessed_variables=False) as start_tape:
+                start_tape.watch([*start, *theta, *captures, *variables])
+                linear = [g.push(*start, u) for u in us]
+                rate = g.rate(*start)
+            cotangents = scaled
+        else:
+            linear = [*(jacobian if isinstance(jacobian, list) else [jacobian])]
+            bar = outer_sum(g, scaled, us, jacobian)
+            cotangents = [*(bar if isinstance(bar, list) else [bar])]
+        linear += [] if rate is None else [rate]
         if rate is not None:
             cotangents.append(tf.zeros_like(rate) if rate_bar is None else rate_bar)
         bars = pull_back(start_tape, linear, [*start, *leaves], cotangents)
