@@ -46,7 +46,9 @@ _TORCH = ("torch==2.13.0", "torchdiffeq", "numpy")
 _JOINT = "one step size for the whole batch"
 
 TOOLS = {
-    "keras_neuralde": Tool("keras_neuralde", "ours", text="`tsit5`, steps per trajectory"),
+    "keras_neuralde": Tool(
+        "keras_neuralde", "ours", text="`tsit5` (stiff: `rodas5p`), steps per trajectory"
+    ),
     "keras_neuralde_joint": Tool("keras_neuralde", "ours", joint=True, text=f"`tsit5`, {_JOINT}"),
     "keras_neuralde_ensemble": Tool(
         "keras_neuralde", "ours", chunked=True,
@@ -54,7 +56,8 @@ TOOLS = {
     ),
     "diffrax": Tool(
         "diffrax", "diffrax_worker", _DIFFRAX,
-        text="`Tsit5`, `PIDController`, `RecursiveCheckpointAdjoint`, `vmap` over a batch",
+        text="`Tsit5` (stiff: `Kvaerno5`), `PIDController`, `RecursiveCheckpointAdjoint`, `vmap` "
+        "over a batch",
     ),
     "diffrax_joint": Tool(
         "diffrax", "diffrax_worker", _DIFFRAX, True, f"the same without `vmap`: {_JOINT}"
@@ -64,7 +67,8 @@ TOOLS = {
         f"`dopri5`, backpropagation through the solver; {_JOINT}; eager",
     ),
     "scipy": Tool(
-        "scipy", "scipy_worker", joint=True, text=f"`solve_ivp` with `RK45`; {_JOINT}; no gradient"
+        "scipy", "scipy_worker", joint=True,
+        text=f"`solve_ivp` with `RK45` (stiff: `LSODA`); {_JOINT}; no gradient",
     ),
 }  # fmt: skip
 

@@ -14,6 +14,7 @@ WITH_JOINT = (
     "torchdiffeq",
 )
 LARGE = ("keras_neuralde", "keras_neuralde_ensemble", "diffrax")
+STIFF = ("robertson", "brusselator")
 LEARNING_RATE = 0.05
 
 
@@ -27,7 +28,8 @@ class Workload:
         name: the name of the results file.
         title: the heading in the table.
         text: what exactly is computed, for the table.
-        field: `"lotka_volterra"` with p of shape (4,) or (batch, 4), or `"mlp"`.
+        field: `"lotka_volterra"` with p of shape (4,) or (batch, 4); `"robertson"`, stiff, with p
+            of shape (3,) or (batch, 3); `"brusselator"`, stiff, with p of shape (3,); or `"mlp"`.
         task: `"solve"`; `"gradient"` of the loss with respect to p; `"train"`, a gradient and an
             Adam update.
         t1: the final time; every workload starts at 0.
@@ -79,6 +81,15 @@ _SPIRAL = {
     "field": "mlp", "task": "train", "t1": 1.5, "num_saves": 30, "dtype": "float32",
     "rtol": 1e-3, "atol": 1e-6, "loop": 100, "widths": (2, 50, 2), "power": 3, "cores": 1,
 }  # fmt: skip
+
+_ROBERTSON = {
+    "field": "robertson", "t1": 1e5, "num_saves": None, "batch": None, "dtype": "float64",
+    "rtol": 1e-6, "atol": 1e-10, "loop": 20, "cores": 1,
+}  # fmt: skip
+_BRUSSELATOR = _ROBERTSON | {
+    "field": "brusselator", "t1": 10.0, "rtol": 1e-5, "atol": 1e-5, "loop": 2
+}  # fmt: skip
+_STIFF_PEERS = ("keras_neuralde", "diffrax")
 
 WORKLOADS = (
     Workload(
@@ -138,6 +149,41 @@ WORKLOADS = (
         field="mlp", task="gradient", t1=1.0, num_saves=None, batch=256, dtype="float32",
         rtol=1e-3, atol=1e-6, loop=5, tools=WITH_JOINT, widths=(64, 256, 256, 64),
     ),
+    Workload(
+        "robertson_solve",
+        "Robertson's equations",
+        "Three stiff reactions, t from 0 to 1e5, final state.",
+        task="solve",
+        **_ROBERTSON | {"tools": (*_STIFF_PEERS, "scipy")},
+    ),
+    Workload(
+        "robertson_gradient",
+        "Gradient of Robertson's equations",
+        "The same solve, and the gradient of Σy(1e5)² with respect to the 3 rates.",
+        task="gradient",
+        **_ROBERTSON | {"tools": _STIFF_PEERS},
+    ),
+    Workload(
+        "robertson_ensemble",
+        "1,000 Robertson systems",
+        "Each with its own rates, within 10% of (0.04, 3e7, 1e4); forward only.",
+        task="solve",
+        **_ROBERTSON | {"batch": 1000, "loop": 2, "cores": None, "tools": _STIFF_PEERS},
+    ),
+    Workload(
+        "brusselator_solve",
+        "Brusselator on a line, 128 states",
+        "64 points, A = 1, B = 3, α = 1/50, t from 0 to 10, final state.",
+        task="solve",
+        **_BRUSSELATOR | {"tools": (*_STIFF_PEERS, "scipy")},
+    ),
+    Workload(
+        "brusselator_gradient",
+        "Gradient of the Brusselator",
+        "The same solve, and the gradient of Σy(10)² with respect to A, B and α.",
+        task="gradient",
+        **_BRUSSELATOR | {"tools": _STIFF_PEERS},
+    ),
 )  # fmt: skip
 
 
@@ -164,8 +210,13 @@ def inputs(workload):
         the final state is kept; `p`, a list of arrays.
     """
     random = np.random.default_rng(0)
-    make = _lotka_volterra_inputs if workload.field == "lotka_volterra" else _mlp_inputs
-    y0, p = make(workload, random)
+    make = {
+        "lotka_volterra": _lotka_volterra_inputs,
+        "robertson": _robertson_inputs,
+        "brusselator": _brusselator_inputs,
+        "mlp": _mlp_inputs,
+    }
+    y0, p = make[workload.field](workload, random)
     times = np.linspace(0.0, workload.t1, workload.num_saves or 2)
     times = times[-1:] if workload.num_saves is None else times
     given = {"y0": y0, "times": times}
@@ -179,6 +230,18 @@ def _lotka_volterra_inputs(workload, random):
         return np.ones(2), [p]
     spread = random.uniform(0.9, 1.1, (workload.batch, 4))
     return np.ones((workload.batch, 2)), [p * spread]
+
+
+def _robertson_inputs(workload, random):
+    y0, p = np.array([1.0, 0.0, 0.0]), np.array([0.04, 3e7, 1e4])
+    if workload.batch is None:
+        return y0, [p]
+    return np.tile(y0, (workload.batch, 1)), [p * random.uniform(0.9, 1.1, (workload.batch, 3))]
+
+
+def _brusselator_inputs(workload, random):
+    x = np.arange(1, 65) / 65
+    return np.concatenate([1 + np.sin(2 * np.pi * x), np.full(64, 3.0)]), [np.array([1, 3, 0.02])]
 
 
 def _mlp_inputs(workload, random):

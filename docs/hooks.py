@@ -3,7 +3,8 @@
 import json
 import pathlib
 
-from keras_neuralde.tableaus import EXPLICIT
+from keras_neuralde import solvers
+from keras_neuralde.tableaus import ESDIRK, EXPLICIT, ROSENBROCK
 
 _RESULTS = pathlib.Path(__file__).parents[1] / "benchmarks" / "results"
 
@@ -70,8 +71,28 @@ def frozen_rows():
         yield ""
 
 
+def implicit_rows():
+    """The rows of the Rosenbrock and ESDIRK methods."""
+    yield "| Name | Kind | Order | Error estimate | Stages | Interpolant | Mass matrix | Source |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for table in (*ROSENBROCK.values(), *ESDIRK.values()):
+        solver = solvers.get(table.name)
+        cells = [
+            f"`{table.name}`",
+            "Rosenbrock" if table.name in ROSENBROCK else "ESDIRK",
+            table.order,
+            f"falls like h^{table.error_order + 1}",
+            table.num_stages,
+            f"order {table.dense_order}" if table.dense else "cubic Hermite",
+            "any" if solver.singular_mass else "invertible",
+            table.source,
+        ]
+        yield "| " + " | ".join(map(str, cells)) + " |"
+
+
 _TABLES = {
     "<!-- explicit methods -->": explicit_rows,
+    "<!-- implicit methods -->": implicit_rows,
     "<!-- adjoints -->": adjoint_rows,
     "<!-- frozen steps -->": frozen_rows,
 }

@@ -1,7 +1,7 @@
 """What a caller of `solve` passes, checked at the door and made into tensors and settings."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -52,6 +52,11 @@ class Settings:
             controller, adjoint, joint = None, None, batch_ndims > 0
         else:
             controller = _controller(solver, controller, dt0, steps)
+            if solver.implicit and adjoint.name != "discrete":
+                raise ValueError(
+                    f"implicit methods such as {solver.name!r} have the discrete gradient only; "
+                    f"use adjoint='discrete'. Received: adjoint={adjoint!r}"
+                )
             if dense and adjoint.name != "discrete":
                 raise ValueError(
                     "dense=True has the discrete gradient only; use adjoint='discrete', or save "
@@ -117,19 +122,70 @@ def _at_least(name, value, least):
         raise ValueError(f"`{name}` must be an integer of at least {least}. Received: {value!r}")
 
 
-def check_problem(problem):
-    """Refuses what is no problem that the solvers of this package can take."""
+def check_problem(problem, solver):
+    """Refuses what is no problem, or none that the solver can take."""
     if not isinstance(problem, ODEProblem):
         raise TypeError(
             "`problem` must be an ODEProblem. "
             f"Received: {problem!r} of type {type(problem).__name__}"
         )
     for name in ("mass_matrix", "jacobian", "jac_sparsity"):
-        if getattr(problem, name) is not None:
+        if getattr(problem, name) is not None and not solver.implicit:
             raise ValueError(
-                f"`{name}` belongs to implicit solvers; explicit Runge-Kutta methods cannot use "
-                "it. Leave it out."
+                f"`{name}` belongs to implicit solvers, such as 'rodas5p'; solver "
+                f"{solver.name!r} cannot use it. Leave it out, or choose an implicit solver."
             )
+    if problem.jacobian is not None and not callable(problem.jacobian):
+        raise TypeError(
+            f"`jacobian` must be a function jacobian(t, y, p). Received: {problem.jacobian!r}"
+        )
+
+
+def _mass_matrix(problem, solver, layout):
+    """The inputs that a mass matrix adds."""
+    if problem.mass_matrix is None:
+        return {}
+    n, dtype = layout.width, layout.dtype
+    mass = values.as_float(problem.mass_matrix, dtype, "mass_matrix")
+    if mass.shape != (n, n):
+        raise ValueError(
+            f"`mass_matrix` must be of shape ({n}, {n}) for a state of {n} components. "
+            f"Received shape: {mass.shape}"
+        )
+    known = _known(mass)
+    if known is not None and not np.all(np.isfinite(known)):
+        raise ValueError("`mass_matrix` must be finite. Received NaN or infinite entries.")
+    if known is None:
+        # Inside a graph: the equations without a time derivative are the rows of zeros.
+        constraints = tf.linalg.diag(tf.cast(tf.reduce_all(tf.equal(mass, 0.0), axis=1), dtype))
+        rank = None
+    else:
+        # The projector onto what no M y' can reach: the left null space.
+        inverse = np.linalg.pinv(known.astype(float))
+        constraints = tf.constant(np.eye(n) - known @ inverse, dtype)
+        rank = np.linalg.matrix_rank(known.astype(float))
+    if not solver.singular_mass:
+        if rank != n:
+            raise ValueError(
+                f"solver {solver.name!r} needs a mass matrix that is known when the solve is built "
+                f"and can be inverted; use 'rodas5p' or 'rosenbrock23'. Received: {mass}"
+            )
+        return {"mass_inverse": tf.constant(np.linalg.inv(known.astype(float)), dtype)}
+    return {"mass": mass} if rank == n else {"mass": mass, "constraints": constraints}
+
+
+def _sparsity(problem, layout):
+    """The pattern of the Jacobian as booleans, or `None`."""
+    if problem.jac_sparsity is None:
+        return None
+    n = layout.width
+    pattern = np.asarray(problem.jac_sparsity)
+    if pattern.shape != (n, n):
+        raise ValueError(
+            f"`jac_sparsity` must be an array of shape ({n}, {n}), nonzero where the Jacobian may "
+            f"be. Received shape: {pattern.shape}"
+        )
+    return pattern != 0
 
 
 def _known(tensor):
@@ -138,8 +194,22 @@ def _known(tensor):
     return None if value is None else np.asarray(value)
 
 
-def prepare(problem, settings, saveat, rtol, atol, dt0, dt_min, steps):
-    """Checks the arguments and makes them tensors: `(layout, inputs, shape)`."""
+class Equation(NamedTuple):
+    """The functions of a problem, and what is fixed about them when a solve is traced.
+
+    Attributes:
+        f: the field.
+        jacobian: the user's Jacobian, or `None`.
+        sparsity: `(n, n)` booleans, or `None`.
+    """
+
+    f: Any
+    jacobian: Any
+    sparsity: Any
+
+
+def prepare(problem, settings, saveat, rtol, atol, dt0, dt_min, steps=None):
+    """Checks the arguments and makes them tensors: `(equation, layout, inputs, shape)`."""
     y0, p = values.as_nest(problem.y0), values.as_nest(problem.p)
     dtype = values.common_dtype(y0, p)
     y0 = _initial_state(y0, dtype)
@@ -166,7 +236,9 @@ def prepare(problem, settings, saveat, rtol, atol, dt0, dt_min, steps):
         "dt0": _step_size(0.0 if dt0 is None else dt0, dtype, "dt0", positive=dt0 is not None),
         "dt_min": _step_size(dt_min, dtype, "dt_min", positive=False),
     }
-    return layout, inputs, Shape(kind, watched)
+    inputs |= _mass_matrix(problem, settings.solver, layout)
+    equation = Equation(problem.f, problem.jacobian, _sparsity(problem, layout))
+    return equation, layout, inputs, Shape(kind, watched)
 
 
 def _initial_state(y0, dtype):

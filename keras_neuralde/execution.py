@@ -2,6 +2,7 @@
 
 import enum
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -9,7 +10,9 @@ import tensorflow as tf
 from keras_neuralde import captures
 from keras_neuralde.adjoints.base import Task
 from keras_neuralde.adjoints.recorded import integrate_densely
-from keras_neuralde.fields import Field
+from keras_neuralde.consistency import is_consistent
+from keras_neuralde.controllers import Constant
+from keras_neuralde.fields import Field, Implicit
 from keras_neuralde.integrate import (
     ACCEPTED,
     REJECTED,
@@ -35,17 +38,51 @@ _RING_BYTES = 1 << 25
 _TURNS_OF_A_PART = 4096
 
 
-def lift_field(f, layout, inputs):
-    """Traces the field once and checks what it returns."""
-    t_shape = layout.batch_shape
-    t = tf.TensorSpec(t_shape, layout.dtype)
+class Lifted(NamedTuple):
+    """The traced functions of an equation."""
+
+    field: Any
+    jacobian: Any
+    sparsity: Any
+
+
+def lift(equation, layout, inputs):
+    """Traces the functions once and checks what they return."""
+    t = tf.TensorSpec(layout.batch_shape, layout.dtype)
 
     def spec(leaf):
         return None if leaf is None else tf.TensorSpec(leaf.shape, leaf.dtype)
 
     p = tf.nest.map_structure(spec, inputs["p"])
-    function = captures.lift(_checked(f, layout), t, layout.structure, p)
-    return function
+    specs = (t, layout.structure, p)
+    jacobian = equation.jacobian
+    if jacobian is not None:
+        jacobian = captures.lift(_checked_jacobian(jacobian, layout), *specs)
+    field = captures.lift(_checked(equation.f, layout), *specs)
+    return Lifted(field, jacobian, equation.sparsity)
+
+
+def _checked_jacobian(function, layout):
+    n, batch = layout.width, list(layout.batch_shape)
+    shapes = [tf.TensorShape([*batch, n, n])]
+    if len(layout.state_shapes) == 1:
+        shapes.append(tf.TensorShape([*batch, *layout.state_shapes[0] * 2]))
+
+    def jacobian(t, y, p):
+        matrix = tf.convert_to_tensor(function(t, y, p))
+        if matrix.dtype != layout.dtype:
+            raise TypeError(
+                f"jacobian(t, y, p) must return the dtype of `y`, {layout.dtype.name}. "
+                f"Received: {matrix.dtype.name}"
+            )
+        if not any(matrix.shape.is_compatible_with(shape) for shape in shapes):
+            raise ValueError(
+                f"jacobian(t, y, p) must return the shape {shapes[0]}: ∂f_i/∂y_j in row i and "
+                f"column j. Received: {matrix.shape}"
+            )
+        return matrix
+
+    return jacobian
 
 
 def _checked(f, layout):
@@ -89,11 +126,11 @@ class Gradient(enum.Enum):
     EXPECTED = "expected"  # a tape is recording
 
 
-def run_eagerly(f, settings, layout, inputs, shape, what):
+def run_eagerly(equation, settings, layout, inputs, shape, what):
     """Runs an eager call through its compiled program.
 
     Args:
-        f: the user's field.
+        equation: the `arguments.Equation`.
         settings: the `Settings`.
         layout: the `StateLayout`.
         inputs: the tensors.
@@ -109,30 +146,34 @@ def run_eagerly(f, settings, layout, inputs, shape, what):
         return repr(tf.nest.map_structure(lambda leaf: repr(signature(leaf)), nest))
 
     references: list = []
+    jacobian, sparsity = equation.jacobian, equation.sparsity
     key = (
-        function_key(f, references), settings, layout.batch_ndims, shape, gradient,
+        function_key(equation.f, references), settings, layout.batch_ndims, shape, gradient,
         keyed(inputs), what.__name__,
+        None if jacobian is None else function_key(jacobian, references),
+        None if sparsity is None else sparsity.tobytes(),
     )  # fmt: skip
 
     def make():
-        function = lift_field(f, layout, inputs)
+        lifted = lift(equation, layout, inputs)
 
         # Compiling TFP's BDF takes longer than anybody waits.
         jit = not settings.solver.delegated or settings.solver.compilable
 
         @tf.function(jit_compile=jit, autograph=False)
         def program(inputs):
-            return what(function, settings, layout, inputs, shape, gradient)
+            return what(lifted, settings, layout, inputs, shape, gradient)
 
         return program
 
     return programs.get(key, references, make)(inputs)
 
 
-def run_in_graph(f, settings, layout, inputs, shape, what):
+def run_in_graph(equation, settings, layout, inputs, shape, what):
     """Makes the solve part of the graph that is being built."""
     gradient = Gradient.EXPECTED if tape_is_active() else Gradient.POSSIBLE
-    return what(lift_field(f, layout, inputs), settings, layout, inputs, shape, gradient)
+    lifted = lift(equation, layout, inputs)
+    return what(lifted, settings, layout, inputs, shape, gradient)
 
 
 def tape_is_active():
@@ -142,9 +183,9 @@ def tape_is_active():
     return record.could_possibly_record()
 
 
-def trace(function, settings, layout, inputs, shape, gradient):
+def trace(lifted, settings, layout, inputs, shape, gradient):
     """The solve as graph operations: tensors in, tensors out."""
-    bound = _bind(function, settings, layout, inputs, shape)
+    bound = bind(lifted, settings, layout, inputs, shape)
     field, y0, terms, bad, _ = bound
     if settings.solver.delegated:
         y, control, num_f = settings.solver.integrate(field, y0, terms, settings.max_steps)
@@ -157,12 +198,12 @@ def trace(function, settings, layout, inputs, shape, gradient):
     return _answer(settings, layout, inputs, bound, y, control) | record
 
 
-def trace_part(function, settings, layout, inputs, shape, gradient):
+def trace_part(lifted, settings, layout, inputs, shape, gradient):
     """A part of the solve: the answer so far, and what it takes to go on from there.
 
     The inputs hold the `state` of the part before; the first part has `None`.
     """
-    bound = _bind(function, settings, layout, inputs, shape)
+    bound = bind(lifted, settings, layout, inputs, shape)
     field, y0, terms, _, _ = bound
     plan = _plan(settings, terms.saves is not None, _segment_of_memory(settings, y0))
     g = field.bind(field.theta)
@@ -180,11 +221,11 @@ def trace_part(function, settings, layout, inputs, shape, gradient):
     }
 
 
-def run_with_progress(f, settings, layout, inputs, shape, report):
+def run_with_progress(equation, settings, layout, inputs, shape, report):
     """Runs an eager call in parts.
 
     Args:
-        f: the user's field.
+        equation: the `arguments.Equation`.
         settings: the `Settings`.
         layout: the `StateLayout`.
         inputs: the tensors.
@@ -193,7 +234,7 @@ def run_with_progress(f, settings, layout, inputs, shape, report):
     """
     state, part = None, None
     while part is None or part["running"]:
-        part = run_eagerly(f, settings, layout, inputs | {"state": state}, shape, trace_part)
+        part = run_eagerly(equation, settings, layout, inputs | {"state": state}, shape, trace_part)
         state = part["state"]
         report(float(part["covered"]))
     return part["answer"]
@@ -201,11 +242,16 @@ def run_with_progress(f, settings, layout, inputs, shape, report):
 
 def _answer(settings, layout, inputs, bound, y, control, num_f=None):
     """The raw outputs of a solve."""
-    _, _, terms, bad, batch_dims = bound
+    field, y0, terms, bad, batch_dims = bound
     has_saves = terms.saves is not None
     if num_f is None:
         num_f = _evaluations(settings, has_saves or settings.dense, control)
     status = tf.where(bad, tf.cast(Status.BAD_TIMES, y.dtype), control[STATUS])
+    if "constraints" in inputs:
+        consistent = is_consistent(field.bind(field.theta), y0, terms, inputs["constraints"])
+        bad |= ~consistent
+        inconsistent = tf.cast(Status.INCONSISTENT_START, y.dtype)
+        status = tf.where(consistent, status, inconsistent)
     y = tf.where(bad[:, None], tf.constant(float("nan"), y.dtype), y)
     control = tf.concat([control[:STATUS], status[None], control[STATUS + 1 :]], axis=0)
     leading = [tf.shape(y)[0] if y.shape[0] is None else y.shape[0]] if has_saves else []
@@ -218,22 +264,30 @@ def _answer(settings, layout, inputs, bound, y, control, num_f=None):
     }
 
 
-def trace_steps(function, settings, layout, inputs, shape, gradient):
+def trace_steps(lifted, settings, layout, inputs, shape, gradient):
     """The times of the accepted steps of the solve; see `integrate_times`."""
-    field, y0, terms, _, _ = _bind(function, settings, layout, inputs, shape)
+    field, y0, terms, _, _ = bind(lifted, settings, layout, inputs, shape)
     plan = _plan(settings, terms.saves is not None, settings.max_record)
     return integrate_times(plan, field.bind(field.theta), tf.stop_gradient(y0), terms)
 
 
-def _bind(function, settings, layout, inputs, shape):
+def bind(lifted, settings, layout, inputs, shape):
     """The field and the loop's inputs as matrices: `(field, y0, terms, bad, batch_dims)`."""
     leaves = tf.nest.flatten(inputs["y0"])
     batch_dims = layout.batch_dims(leaves)
     p_leaves = [leaf for leaf in tf.nest.flatten(inputs["p"]) if leaf is not None]
-    substitute = settings.solver.delegated and bool(function.captures)
-    field = Field(function, layout, batch_dims, p_leaves, substitute)
+    substitute = settings.solver.delegated and bool(lifted.field.captures)
     y0 = layout.pack(inputs["y0"])
     terms, bad = _terms(layout, inputs, y0, shape, settings.dense)
+    constant = not settings.solver.adaptive or isinstance(settings.controller, Constant)
+    implicit = Implicit(
+        inputs.get("mass"),
+        inputs.get("mass_inverse"),
+        lifted.jacobian,
+        lifted.sparsity,
+        None if constant else (terms.rtol, terms.atol),
+    )
+    field = Field(lifted.field, layout, batch_dims, p_leaves, substitute, implicit)
     return field, y0, terms, bad, batch_dims
 
 
@@ -280,6 +334,9 @@ def _integrate_densely(field, y0, terms, settings, shape):
 def _evaluations(settings, has_saves, control):
     """Evaluations of the field, per row."""
     solver = settings.solver
+    if solver.counts_evaluations:
+        once = int(solver.carries_slope) + settings.first_step * (2 - solver.carries_slope)
+        return once + tf.cast(control[-1], tf.int32)
     once = int(solver.carries_slope) + settings.first_step * (2 - solver.carries_slope)
     steps = tf.cast(control[ACCEPTED] + control[REJECTED], tf.int32)
     return once + steps * solver.evaluations(dense=has_saves)

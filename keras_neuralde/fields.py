@@ -1,6 +1,31 @@
 """The user's field, as the loop sees it: matrices in, matrices out, parameters as a flat list."""
 
+from typing import Any, NamedTuple
+
+import numpy as np
 import tensorflow as tf
+
+#: Up to this size a Jacobian is written out row by row: XLA merges what the rows share.
+_UNROLLED = 8
+
+
+class Implicit(NamedTuple):
+    """What implicit methods want to know beyond the field's values.
+
+    Attributes:
+        mass: the mass matrix, `(n, n)` over the components of a trajectory, or `None`.
+        mass_inverse: instead, the inverse of a mass matrix, for methods that want y' itself.
+        jacobian: the `captures.LiftedFunction` of the user's `jacobian(t, y, p)`, or `None`.
+        sparsity: `(n, n)` booleans, where the Jacobian may be nonzero, or `None`.
+        tolerances: `(rtol, atol)` as in `Terms`, what Newton iterations are measured by; `None`
+            with constant steps.
+    """
+
+    mass: Any = None
+    mass_inverse: Any = None
+    jacobian: Any = None
+    sparsity: Any = None
+    tolerances: Any = None
 
 
 class Field:
@@ -13,9 +38,11 @@ class Field:
         p_leaves: all leaves of `p`; floating ones are differentiable and replaced by `theta`.
         substitute: whether captured tensors are replaced by `theta` too. Without it they are read
             where they are, and gradients reach them through a tape that watches them.
+        implicit: an `Implicit`.
     """
 
-    def __init__(self, function, layout, batch_dims, p_leaves, substitute=False):
+    def __init__(self, function, layout, batch_dims, p_leaves, substitute=False, implicit=None):
+        self.implicit = implicit or Implicit()
         self._substitute = substitute
         self._function = function
         self._layout = layout
@@ -26,44 +53,241 @@ class Field:
     @property
     def variables(self):
         """Variables that the field reads by itself."""
-        return self._function.variables
+        found = {id(v): v for function in self._functions for v in function.variables}
+        return tuple(found.values())
 
     @property
     def captures(self):
         """Tensors that the field closes over: the last entries of `theta`, for a tape to watch."""
-        return list(self._function.captures)
+        return [tensor for function in self._functions for tensor in function.captures]
 
     @property
     def theta(self):
         """The differentiable tensors: floating parameters, then captured tensors."""
-        return [self._p_leaves[i] for i in self._floating] + list(self._function.captures)
+        return [self._p_leaves[i] for i in self._floating] + self.captures
+
+    @property
+    def joint(self):
+        """Whether one row holds the whole batch."""
+        return self._layout.joint
+
+    @property
+    def _functions(self):
+        jacobian = self.implicit.jacobian
+        return [self._function] if jacobian is None else [self._function, jacobian]
 
     def __call__(self, t, y, theta):
         """`t` of shape `(rows,)` and `y` of shape `(rows, width)` → `(rows, width)`."""
-        leaves = list(self._p_leaves)
-        for index, value in zip(self._floating, theta, strict=False):
-            leaves[index] = value
-        nested = self._layout.unpack(y, self._batch_dims)
-        time = self._time(t, nested)
-        arguments = [time, *tf.nest.flatten(nested), *leaves]
+        return self._evaluate(self._time(t, y), y, theta)
+
+    def _evaluate(self, time, y, theta):
+        arguments = [time, *tf.nest.flatten(self._unpack(y)), *self._parameters(theta)]
         if self._substitute:
             derivative = self._function.substituted(arguments, theta[len(self._floating) :])
         else:
             derivative = self._function(arguments)
         packed = self._layout.pack(derivative)
         packed.set_shape(y.shape)
-        return packed
+        if self.implicit.mass_inverse is None:
+            return packed
+        inverse = self.implicit.mass_inverse
+        return self.join(tf.linalg.matmul(self.split(packed), inverse, transpose_b=True))
 
     def bind(self, theta):
-        """The field for given parameters, `g(t, y)`."""
-        return lambda t, y: self(t, y, theta)
+        """The field for given parameters, as solvers see it."""
+        return BoundField(self, theta)
 
-    def _time(self, t, nested):
+    @property
+    def size(self):
+        """Components of a trajectory."""
+        return self._layout.width
+
+    def rate(self, t, y, theta):
+        """∂f/∂t, `(rows, width)`, or `None` for fields that do not read the time."""
+        time = self._time(t, y)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(time)
+            out = self._evaluate(time, y, theta)
+        return None if tape.gradient(out, time) is None else self._time_derivative(time, y, theta)
+
+    def linearise(self, t, y, theta):
+        """The Jacobian of each trajectory and the time derivative of the field.
+
+        Args:
+            t: `(rows,)`.
+            y: `(rows, width)`.
+            theta: the differentiable tensors.
+
+        Returns:
+            `(jacobian, time_derivative)`: the n rows of the Jacobian, a list of
+            `(trajectories, n)` tensors, for small systems, else one `(trajectories, n, n)`
+            tensor; and a `(rows, width)` tensor, or `None` for fields that do not read the time.
+        """
+        z, time = self.split(y), self._time(t, y)
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+            tape.watch([z, time])
+            out = self.split(self._evaluate(time, self.join(z), theta))
+            n = self._layout.width
+            outs = tf.unstack(out, num=n, axis=1) if n <= _UNROLLED else []
+        autonomous = tape.gradient(out, time) is None
+        rate = None if autonomous else self._time_derivative(time, y, theta)
+        if self.implicit.jacobian is not None:
+            return self._given_jacobian(time, y, theta), rate
+        if n <= _UNROLLED:
+            return [_or_zeros(tape.gradient(part, z), z) for part in outs], rate
+        if self.implicit.sparsity is not None:
+            return self._coloured(tape, z, out), rate
+        return self._dense(time, z, theta), rate
+
+    def _time_derivative(self, time, y, theta):
+        """∂f/∂t by forward mode, as the transpose of the transpose."""
+        with tf.GradientTape(watch_accessed_variables=False) as outer:
+            weights = tf.zeros_like(y)
+            outer.watch(weights)
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(time)
+                out = self._evaluate(time, y, theta)
+            pulled = tape.gradient(out, time, output_gradients=weights)
+        pushed = outer.gradient(pulled, weights, output_gradients=tf.ones_like(time))
+        return _or_zeros(pushed, y)
+
+    def push(self, t, y, direction, theta):
+        """The Jacobian times `direction`, by forward mode; all `(rows, width)`."""
+        time = self._time(t, y)
+        with tf.GradientTape(watch_accessed_variables=False) as outer:
+            weights = tf.zeros_like(y)
+            outer.watch(weights)
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(y)
+                out = self._evaluate(time, y, theta)
+            pulled = _or_zeros(tape.gradient(out, y, output_gradients=weights), y)
+        return _or_zeros(outer.gradient(pulled, weights, output_gradients=direction), y)
+
+    def pull(self, t, y, weights, theta):
+        """The transposed Jacobian times `weights`; all `(rows, width)`."""
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(y)
+            out = self._evaluate(self._time(t, y), y, theta)
+        return _or_zeros(tape.gradient(out, y, output_gradients=weights), y)
+
+    def _dense(self, time, z, theta):
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+            tape.watch(z)
+            out = self.split(self._evaluate(time, self.join(z), theta))
+        return tape.batch_jacobian(out, z)
+
+    def _coloured(self, tape, z, out):
+        """Rows without a common column share one pull-back.
+
+        The idea is that of Curtis, Powell & Reid, "On the estimation of sparse Jacobian matrices",
+        IMA Journal of Applied Mathematics 13, 1974, for rows instead of columns.
+        """
+        sparsity = self.implicit.sparsity
+        colours = colour_rows(sparsity)
+        groups = []
+        for colour in range(colours.max() + 1):
+            members = tf.constant(colours == colour, z.dtype)
+            weights = tf.zeros_like(out) + members
+            groups.append(_or_zeros(tape.gradient(out, z, output_gradients=weights), z))
+        compressed = tf.stack(groups, axis=1)
+        return tf.gather(compressed, colours, axis=1) * tf.constant(sparsity, z.dtype)
+
+    def _given_jacobian(self, time, y, theta):
+        arguments = [time, *tf.nest.flatten(self._unpack(y)), *self._parameters(theta)]
+        n = self._layout.width
+        matrix = tf.reshape(self.implicit.jacobian(arguments), (-1, n, n))
+        if self.implicit.mass_inverse is not None:
+            matrix = tf.linalg.matmul(self.implicit.mass_inverse, matrix)
+        return tf.unstack(matrix, axis=1) if n <= _UNROLLED else matrix
+
+    def split(self, y):
+        """`(rows, width)` → `(trajectories, n)`; the same unless a row holds a whole batch."""
+        if not self._layout.joint:
+            return y
+        sizes = self._layout.sizes
+        if len(sizes) == 1:
+            return tf.reshape(y, (-1, sizes[0]))
+        trajectories = tf.shape(y)[1] // self._layout.width
+        parts = tf.split(y, [size * trajectories for size in sizes], axis=1)
+        pairs = zip(parts, sizes, strict=True)
+        return tf.concat([tf.reshape(part, (-1, size)) for part, size in pairs], axis=1)
+
+    def join(self, z):
+        """The inverse of `split`."""
+        if not self._layout.joint:
+            return z
+        parts = tf.split(z, self._layout.sizes, axis=1)
+        return tf.concat([tf.reshape(part, (1, -1)) for part in parts], axis=1)
+
+    def _parameters(self, theta):
+        leaves = list(self._p_leaves)
+        for index, value in zip(self._floating, theta, strict=False):
+            leaves[index] = value
+        return leaves
+
+    def _unpack(self, y):
+        return self._layout.unpack(y, self._batch_dims)
+
+    def _time(self, t, y):
         if self._layout.batch_ndims == 0:
             return tf.reshape(t, ())
         if self._layout.joint:
-            reference = tf.nest.flatten(nested)[0]
+            reference = tf.nest.flatten(self._unpack(y))[0]
             return tf.broadcast_to(
                 tf.reshape(t, ()), tf.shape(reference)[: self._layout.batch_ndims]
             )
         return tf.reshape(t, self._batch_dims)
+
+
+class BoundField:
+    """A `Field` for given parameters: `g(t, y)`, and what implicit methods ask of it."""
+
+    def __init__(self, field, theta):
+        self._field = field
+        self._theta = theta
+        self.implicit, self.size = field.implicit, field.size
+        self.split, self.join, self.joint = field.split, field.join, field.joint
+
+    def __call__(self, t, y):
+        return self._field(t, y, self._theta)
+
+    def linearise(self, t, y):
+        """See `Field.linearise`."""
+        return self._field.linearise(t, y, self._theta)
+
+    def rate(self, t, y):
+        """See `Field.rate`."""
+        return self._field.rate(t, y, self._theta)
+
+    def push(self, t, y, direction):
+        """See `Field.push`."""
+        return self._field.push(t, y, direction, self._theta)
+
+    def pull(self, t, y, weights):
+        """See `Field.pull`."""
+        return self._field.pull(t, y, weights, self._theta)
+
+
+def colour_rows(sparsity):
+    """Colours such that no two rows of one colour have a nonzero in the same column.
+
+    Args:
+        sparsity: `(n, n)` booleans.
+
+    Returns:
+        `(n,)` ints from 0.
+    """
+    colours: list = []
+    taken: list = []  # the columns that each colour has used up
+    for row in np.asarray(sparsity, bool):
+        fits = (colour for colour, columns in enumerate(taken) if not np.any(columns & row))
+        colour = next(fits, len(taken))
+        if colour == len(taken):
+            taken.append(np.zeros_like(row))
+        taken[colour] |= row
+        colours.append(colour)
+    return np.asarray(colours)
+
+
+def _or_zeros(gradient, like):
+    return tf.zeros_like(like) if gradient is None else tf.convert_to_tensor(gradient)

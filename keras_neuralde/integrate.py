@@ -16,7 +16,7 @@ from keras_neuralde.interpolation import Interpolant
 from keras_neuralde.solution import Status
 
 # Rows of the packed control block; one column per trajectory. The last two are there only when the
-# controller looks back.
+# controller looks back. A solver that counts its evaluations does so in one more row.
 T, H, ACCEPTED, REJECTED, STATUS, ERROR, ERROR_BEFORE = range(7)
 # What STATUS holds, besides the codes of `Status`, while a row has steps to take: whether the last
 # attempt was accepted or rejected.
@@ -61,6 +61,10 @@ class Plan:
     @property
     def looks_back(self):
         return self.adaptive and self.controller.looks_back
+
+    @property
+    def counts(self):
+        return self.solver.counts_evaluations
 
 
 class Terms(NamedTuple):
@@ -137,6 +141,7 @@ def start(plan, g, y0, terms):
     zero = tf.zeros_like(rows)
     control = [terms.t0, h, zero, zero, status]
     control += [rows, rows] if plan.looks_back else []
+    control += [zero] if plan.counts else []
     return Carry(y0, state, tf.stack(control))
 
 
@@ -167,6 +172,7 @@ def attempt(plan, g, terms, carry, forced=None):
         The new carry and the record `(times, y, dense)` of the turn.
     """
     t, h, accepted, rejected, status, *errors = tf.unstack(carry.control)
+    counted = [errors.pop()] if plan.counts else []
     running = status < 0.0
     t_next = tf.where(running, _next_time(plan, terms, t, h, accepted), t)
     step = plan.solver.step(g, t, t_next, carry.y, carry.solver_state, plan.saves)
@@ -179,6 +185,7 @@ def attempt(plan, g, terms, carry, forced=None):
         finite = good = tf.math.is_finite(tf.reduce_sum(step.y1 + step.state, axis=1))
     if step.ok is not None:
         good &= step.ok
+        finite &= step.ok
     if forced is not None:
         known, decision = forced
         good = tf.where(known, decision, good)
@@ -200,6 +207,8 @@ def attempt(plan, g, terms, carry, forced=None):
     accepted += tf.where(accept, one, 0.0)
     rejected += tf.where(running & ~accept, one, 0.0)
     failure = tf.where(finite, float(Status.STEP_TOO_SMALL) * one, float(Status.NON_FINITE))
+    if step.ok is not None:
+        failure = tf.where(step.ok, failure, step.trouble * one)
     outcome = tf.where(accept, RUNNING * one, RETRYING)
     exhausted = accepted + rejected >= plan.max_steps
     outcome = tf.where(exhausted, float(Status.MAX_STEPS) * one, outcome)
@@ -208,11 +217,13 @@ def attempt(plan, g, terms, carry, forced=None):
     status = tf.where(running, outcome, status)
     if plan.looks_back:
         errors = [tf.where(accept, error, errors[0]), tf.where(accept, *errors)]
+    if plan.counts:
+        counted = [counted[0] + tf.where(running, step.num_f, 0.0)]
     column = accept[:, None]
     new = Carry(
         tf.where(column, step.y1, carry.y),
         tf.where(column, step.state, carry.solver_state),
-        tf.stack([t_new, h, accepted, rejected, status, *errors]),
+        tf.stack([t_new, h, accepted, rejected, status, *errors, *counted]),
     )
     return new, Ring(tf.stack([t, t_new]), carry.y, step.dense if plan.saves else ())
 

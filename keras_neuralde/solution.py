@@ -23,6 +23,10 @@ class Status(enum.IntEnum):
     NON_FINITE = 3
     BAD_TIMES = 4
     RECORD_FULL = 5
+    SINGULAR_MATRIX = 6
+    NEWTON_DIVERGED = 7
+    INCONSISTENT_START = 8
+    GMRES_STALLED = 9
 
     @property
     def message(self):
@@ -43,6 +47,26 @@ _MESSAGES = {
     Status.NON_FINITE: (
         "the field or the state became NaN or infinite; check the equation and its parameters at "
         "the last time, bound the field, or start from another state"
+    ),
+    Status.SINGULAR_MATRIX: (
+        "the matrix M - hγJ of the implicit method is singular at the last time, whatever the "
+        "step: check the mass matrix and the algebraic equations (the problem may be of an index "
+        "above 1, or an equation may be missing)"
+    ),
+    Status.NEWTON_DIVERGED: (
+        "the Newton iteration diverged at the last time, whatever the step: check the equation and "
+        "its Jacobian (a wrong `jacobian` or `jac_sparsity` does this), use a Rosenbrock method, "
+        "or loosen rtol/atol"
+    ),
+    Status.GMRES_STALLED: (
+        "GMRES did not solve the linear systems of the implicit method at the last time, whatever "
+        "the step: raise `size` or `restarts` of its LinearSolver, loosen rtol/atol, or use "
+        "linear_solver='dense' with a jac_sparsity"
+    ),
+    Status.INCONSISTENT_START: (
+        "the initial state violates the algebraic equations, those in which the mass matrix has "
+        "no time derivative, by more than the tolerances; start from a state that satisfies them "
+        "(keras_neuralde.consistent_state finds one)"
     ),
     Status.BAD_TIMES: (
         "the save times are unsorted, outside t_span or not finite; sort them, widen t_span, and "

@@ -106,7 +106,7 @@ def solve(
         step_control=step_control, adjoint=adjoint, checkpoints=checkpoints, dt0=dt0, steps=steps,
         dense=dense, max_record=max_record,
     )  # fmt: skip
-    check_problem(problem)
+    check_problem(problem, settings.solver)
     if settings.solver.delegated:
         settings.solver.check_keywords(
             SOLVE_KEYWORDS, rtol=rtol, atol=atol, dt0=dt0, dt_min=dt_min, controller=controller,
@@ -116,19 +116,22 @@ def solve(
     frozen = freezing.active() if settings.chooses_steps else None
     if frozen is not None and frozen.replays:
         steps, settings = frozen.give(), settings.replaying()
-    layout, inputs, shape = prepare(problem, settings, saveat, rtol, atol, dt0, dt_min, steps)
+    equation, layout, inputs, shape = prepare(
+        problem, settings, saveat, rtol, atol, dt0, dt_min, steps
+    )
 
     def run(what):
         engine = run_eagerly if tf.executing_eagerly() else run_in_graph
-        return engine(problem.f, settings, layout, inputs, shape, what)
+        return engine(equation, settings, layout, inputs, shape, what)
 
     if progress and _can_report(settings):
         report = _bar()
-        outputs = run_with_progress(problem.f, settings, layout, inputs, shape, report)
+        outputs = run_with_progress(equation, settings, layout, inputs, shape, report)
     else:
         outputs = run(trace)
     if tf.executing_eagerly():
         given = {"rtol": rtol, "atol": atol, "dt0": dt0, "dt_min": dt_min, "steps": steps}
+        given["mass_matrix"] = problem.mass_matrix
         if settings.solver.delegated:
             given |= {"t_span": problem.t_span, "saveat": saveat}
         outputs["y"] = refuse_gradients(outputs["y"], given)

@@ -177,3 +177,19 @@ def test_hudson_bay_fits_both_cycles():
     after_adam = table["loss on the record, after ADAM"]
     assert table["loss on the record, after L-BFGS"] < after_adam
     assert len(years) == 21 and log_counts.shape == (21, 2)
+
+
+@pytest.mark.slow
+def test_robertson_rates_are_found():
+    """Published: within 1.69%."""
+    example = load("04_robertson_rates")
+    rates = np.exp(example.run().minimizer.numpy())
+    np.testing.assert_allclose(rates, example.TRUE, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_constrained_network_fits_robertson():
+    """A published run of this set-up ended at 4.98e-5."""
+    example = load("05_robertson_constrained")
+    results = [example.run(seed)[1] for seed in range(3)]
+    assert max(result.minimum for result in results) <= 1e-6, results

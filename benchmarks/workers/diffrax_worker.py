@@ -1,4 +1,4 @@
-"""diffrax: Tsit5 with its PID controller and its default, checkpointed adjoint.
+"""diffrax: Tsit5 or Kvaerno5 with its PID controller and its default, checkpointed adjoint.
 
 All arguments are arrays, so `jax.jit` does; `equinox.filter_jit` costs 130 µs more for each call.
 """
@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from benchmarks.workers.serve import Program, agree, decreased, serve
+from benchmarks.workloads import STIFF
 
 jax.config.update("jax_enable_x64", True)
 
@@ -44,7 +45,25 @@ def _fields(spec):
             x = jnp.tanh(x @ weight + bias)
         return x @ p[-2] + p[-1]
 
-    return {"lotka_volterra": lotka_volterra, "mlp": mlp}[spec["field"]]
+    def robertson(t, y, p):
+        k1, k2, k3 = p[0]
+        r1, r2, r3 = k1 * y[0], k2 * y[1] ** 2, k3 * y[1] * y[2]
+        return jnp.stack([-r1 + r3, r1 - r2 - r3, r2])
+
+    def brusselator(t, y, p):
+        a, b, alpha = p[0]
+        u, v = jnp.split(y, 2)
+
+        def spread(w, border):
+            w = jnp.pad(w, 1, constant_values=border)
+            return alpha * (u.size + 1) ** 2 * (w[:-2] - 2 * w[1:-1] + w[2:])
+
+        react = u * u * v
+        du = a + react - (b + 1) * u + spread(u, 1)
+        return jnp.concatenate([du, b * u - react + spread(v, 3)])
+
+    fields = {"lotka_volterra": lotka_volterra, "mlp": mlp}
+    return (fields | {"robertson": robertson, "brusselator": brusselator})[spec["field"]]
 
 
 def _states(spec, times):
@@ -56,7 +75,7 @@ def _states(spec, times):
     def solve(y0, p):
         return diffrax.diffeqsolve(
             diffrax.ODETerm(_fields(spec)),
-            diffrax.Tsit5(),
+            diffrax.Kvaerno5() if spec["field"] in STIFF else diffrax.Tsit5(),
             t0=0.0,
             t1=spec["t1"],
             dt0=None,
@@ -70,7 +89,7 @@ def _states(spec, times):
         if spec["batch"] == 1:
             return lambda y0, p: solve(y0[0], p)[:, None]
         return solve
-    own_p = spec["field"] == "lotka_volterra"
+    own_p = spec["field"] in ("lotka_volterra", "robertson")
     return jax.vmap(solve, in_axes=(0, 0 if own_p else None))
 
 

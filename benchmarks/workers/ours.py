@@ -1,4 +1,4 @@
-"""keras_neuralde: tsit5 through `solve`, with the tape inside the compiled function."""
+"""keras_neuralde: tsit5 or rodas5p through `solve`, with the tape inside the compiled function."""
 
 import os
 
@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import keras_neuralde as nde
 from benchmarks.workers.serve import Program, agree, decreased, serve
+from benchmarks.workloads import STIFF
 
 
 def build(spec, arrays):
@@ -35,7 +36,35 @@ def _field(spec):
             x = tf.tanh(x @ weight + bias)
         return x @ p[-2] + p[-1]
 
-    return {"lotka_volterra": lotka_volterra, "mlp": mlp}[spec["field"]]
+    def robertson(t, y, p):
+        a, b, c = tf.unstack(y, axis=-1)
+        k1, k2, k3 = tf.unstack(p[0], axis=-1)
+        r1, r2, r3 = k1 * a, k2 * b * b, k3 * b * c
+        return tf.stack([-r1 + r3, r1 - r2 - r3, r2], -1)
+
+    def brusselator(t, y, p):
+        a, b, alpha = tf.unstack(p[0])
+        u, v = tf.split(y, 2)
+        n = u.shape[0]
+
+        def spread(w, border):
+            w = tf.pad(w, [[1, 1]], constant_values=border)
+            return alpha * (n + 1.0) ** 2 * (w[:-2] - 2 * w[1:-1] + w[2:])
+
+        react = u * u * v
+        return tf.concat([a + react - (b + 1) * u + spread(u, 1), b * u - react + spread(v, 3)], 0)
+
+    fields = {"lotka_volterra": lotka_volterra, "mlp": mlp}
+    return (fields | {"robertson": robertson, "brusselator": brusselator})[spec["field"]]
+
+
+def _sparsity(spec):
+    """Where the Jacobian of the Brusselator is nonzero; `None` for the other fields."""
+    if spec["field"] != "brusselator":
+        return None
+    eye = np.eye(64)
+    line = eye + np.eye(64, k=1) + np.eye(64, k=-1)
+    return np.block([[line, eye], [eye, line]])
 
 
 def _states(spec, times):
@@ -45,8 +74,8 @@ def _states(spec, times):
 
     def states(y0, p):
         y = nde.solve(
-            nde.ODEProblem(field, y0, (0.0, spec["t1"]), p),
-            "tsit5",
+            nde.ODEProblem(field, y0, (0.0, spec["t1"]), p, jac_sparsity=_sparsity(spec)),
+            "rodas5p" if spec["field"] in STIFF else "tsit5",
             saveat=None if final else times,
             rtol=spec["rtol"],
             atol=spec["atol"],

@@ -1,13 +1,17 @@
-"""SciPy: solve_ivp with RK45; a batch is one large system, with one step size."""
+"""SciPy: solve_ivp with RK45, or LSODA for stiff fields; a batch is one large system."""
 
 import numpy as np
 from scipy.integrate import solve_ivp
 
+from benchmarks import reference
 from benchmarks.workers.serve import Program, serve
+from benchmarks.workloads import STIFF
 
 
 def build(spec, arrays):
     """The workload in SciPy, which has no gradients; see `benchmarks.workers.serve.Program`."""
+    if spec["task"] == "solve" and spec["field"] in STIFF:
+        return _stiff(spec, arrays)
     if spec["task"] != "solve" or spec["field"] != "lotka_volterra":
         raise ValueError(f"SciPy only solves Lotka-Volterra. Received: {spec['name']}")
     y0, (p,) = arrays["y0"], arrays["p"]
@@ -31,6 +35,17 @@ def build(spec, arrays):
         ).y
 
     return Program(call, values=lambda y: np.moveaxis(y.reshape(*shape, -1), (0, -1), (-1, 0)))
+
+
+def _stiff(spec, arrays):
+    field = {"robertson": reference._robertson, "brusselator": reference._brusselator}
+    field, y0, (p,) = field[spec["field"]], arrays["y0"], arrays["p"]
+    keywords = {"rtol": spec["rtol"], "atol": spec["atol"]}
+
+    def call():
+        return solve_ivp(lambda t, y: field(y, p), (0.0, spec["t1"]), y0, "LSODA", **keywords).y
+
+    return Program(call, values=lambda y: y[:, -1][None])
 
 
 if __name__ == "__main__":

@@ -80,13 +80,17 @@ class NeuralODE(DifferentialEquationLayer):
         if times is not None:
             times = self._to_state(times)
             t_span, saveat = _cover(self.t_span, times), times
-        field = self._pure.training if training else self._pure.inference
-        problem = ODEProblem(field, y0, t_span, self._pure.parameters())
+        problem = self._problem(training, y0, t_span)
         solution = solve(problem, self._solver, saveat=saveat, batch_ndims=1, **self.solve_keywords)
         if training:
             start = tf.fill([tf.shape(y0)[0]], tf.constant(self.t_span[0], y0.dtype))
             self._pure.advance_state(start, y0)
         return tf.cast(self._arrange(solution.y, saveat, times), self.compute_dtype)
+
+    def _problem(self, training, y0, t_span):
+        """What one call solves."""
+        field = self._pure.training if training else self._pure.inference
+        return ODEProblem(field, y0, t_span, self._pure.parameters())
 
     def _arrange(self, y, saveat, times):
         if saveat is None or (times is None and not isinstance(saveat, list)):

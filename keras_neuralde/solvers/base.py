@@ -16,6 +16,9 @@ class Step(NamedTuple):
         state: what the solver hands to its next step (for explicit Runge-Kutta methods the field
             at `t_next`), `(rows, width)`.
         ok: `(rows,)` booleans; False rejects the step whatever its error. `None`: always fine.
+        trouble: the `Status` code, a number or `(rows,)`, of rows that are not ok at the smallest
+            step.
+        num_f: `(rows,)` evaluations of the field, from methods that have no fixed number of them.
     """
 
     y1: tf.Tensor
@@ -23,6 +26,8 @@ class Step(NamedTuple):
     dense: tf.Tensor | None
     state: tf.Tensor
     ok: tf.Tensor | None = None
+    trouble: tf.Tensor | float | None = None
+    num_f: tf.Tensor | None = None
 
 
 def pull_back(tape, targets, sources, cotangents):
@@ -52,6 +57,16 @@ class Solver:
 
     #: Whether the solver state is the field at the current point.
     carries_slope: bool = False
+
+    #: Whether steps solve equations: then the field may have a mass matrix, a Jacobian and a
+    #: sparsity pattern.
+    implicit: bool = False
+
+    #: Whether the mass matrix of an implicit method may be singular.
+    singular_mass: bool = False
+
+    #: Whether each step says how often it evaluated the field.
+    counts_evaluations: bool = False
 
     #: Whether the whole integration is somebody else's (see `keras_neuralde.solvers.delegated`).
     delegated: bool = False
@@ -150,7 +165,8 @@ class Solver:
         return cls(**config)
 
     def _key(self):
-        return type(self), tuple(sorted(self.get_config().items()))
+        settings = sorted(self.get_config().items())
+        return type(self), tuple((k, repr(v) if isinstance(v, dict) else v) for k, v in settings)
 
     def __eq__(self, other):
         return isinstance(other, Solver) and self._key() == other._key()

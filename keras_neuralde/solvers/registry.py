@@ -4,16 +4,23 @@ import difflib
 
 from keras_neuralde.solvers.base import Solver
 from keras_neuralde.solvers.delegated import DelegatedSolver, is_tfp_solver
+from keras_neuralde.solvers.esdirk import DiagonallyImplicit
 from keras_neuralde.solvers.explicit_rk import ExplicitRungeKutta
-from keras_neuralde.tableaus import EXPLICIT
+from keras_neuralde.solvers.rosenbrock import Rosenbrock
+from keras_neuralde.tableaus import ESDIRK, EXPLICIT, ROSENBROCK
 
-_CLASSES: dict = {"ExplicitRungeKutta": ExplicitRungeKutta, "DelegatedSolver": DelegatedSolver}
+_CLASSES: dict = {
+    "ExplicitRungeKutta": ExplicitRungeKutta,
+    "Rosenbrock": Rosenbrock,
+    "DiagonallyImplicit": DiagonallyImplicit,
+    "DelegatedSolver": DelegatedSolver,
+}
 _DELEGATED = {"tfp_dormand_prince": "DormandPrince", "tfp_bdf": "BDF"}
 
 
 def names():
     """The strings that `get` knows."""
-    return [*EXPLICIT, *_DELEGATED, "auto"]
+    return [*EXPLICIT, *ROSENBROCK, *ESDIRK, *_DELEGATED, "auto"]
 
 
 def get(identifier):
@@ -42,6 +49,10 @@ def get(identifier):
         name = "tsit5" if identifier == "auto" else identifier.lower()
         if name in EXPLICIT:
             return ExplicitRungeKutta(name)
+        if name in ROSENBROCK:
+            return Rosenbrock(name)
+        if name in ESDIRK:
+            return DiagonallyImplicit(name)
         if name in _DELEGATED:
             return DelegatedSolver(_DELEGATED[name])
         near = difflib.get_close_matches(name, names(), n=3, cutoff=0.4)

@@ -119,8 +119,8 @@ class ButcherTableau:
         if self.dense:
             return self.c_dense, self.a_dense, self.dense
         if self.first_same_as_last:
-            return (), (), _hermite(self.b)
-        return (1,), (self.b,), _hermite((*self.b, 0))
+            return (), (), hermite_weights(self.b)
+        return (1,), (self.b,), hermite_weights((*self.b, 0))
 
     def _check_step(self):
         s = self.num_stages
@@ -198,7 +198,7 @@ class ButcherTableau:
         raise ValueError(f"In the Butcher table {self.name!r}: {sentence}.")
 
 
-def _hermite(b):
+def hermite_weights(b):
     """b_i(θ) of the cubic Hermite polynomial; the last stage has the slope at the end."""
     rows = [[0, 3 * weight, -2 * weight] for weight in b]
     for row, slope in ((rows[0], (1, -2, 1)), (rows[-1], (0, -1, 1))):

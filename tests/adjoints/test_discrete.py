@@ -10,8 +10,11 @@ import pytest
 import tensorflow as tf
 
 import keras_neuralde as nde
+from keras_neuralde.captures import lift
+from keras_neuralde.fields import Field
 from keras_neuralde.solvers import Solver
-from keras_neuralde.tableaus import EXPLICIT
+from keras_neuralde.state import StateLayout
+from keras_neuralde.tableaus import ESDIRK, EXPLICIT, ROSENBROCK
 from tests import problems
 
 TIGHT = {"rtol": 1e-11, "atol": 1e-11}
@@ -59,7 +62,14 @@ def forced(t, y, p):
 WEIGHTS = np.random.default_rng(3).normal(size=(4, 2))
 
 
-@pytest.mark.parametrize("name", EXPLICIT)
+METHODS = [*EXPLICIT, *ROSENBROCK, *ESDIRK]
+SOME_SLOW = [
+    pytest.param(name, marks=pytest.mark.slow) if name in ESDIRK and name != "trbdf2" else name
+    for name in METHODS
+]
+
+
+@pytest.mark.parametrize("name", SOME_SLOW)
 def test_every_method_in_y0_p_and_all_times_with_fixed_steps(name):
     def loss(y0, p, t0, t1, saves):
         sol = nde.solve(
@@ -125,31 +135,28 @@ def test_lotka_volterra_reference_values():
     np.testing.assert_allclose(by_y0, [-961.173429479788, -240.418593926373], rtol=1e-7)
 
 
-def test_the_written_out_product_is_that_of_the_tape():
-    """`ExplicitRungeKutta.step_vjp` against the generic one over `advance`."""
+def lifted(function, y, p):
+    """The `Field` of a function of `(t, y, p)` on a batch of vectors."""
+    specs = [tf.TensorSpec(shape, tf.float64) for shape in (y.shape[:1], y.shape, p.shape)]
+    layout = StateLayout(specs[1], 1)
+    return Field(lift(function, *specs), layout, [y.shape[0]], [p])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_written_out_product_is_that_of_the_tape(name):
+    """`step_vjp` against the tape through `advance`, Newton's iterations and all."""
     random = np.random.default_rng(5)
-    t, t_next = tf.constant([0.1, 0.2, 0.3], tf.float64), tf.constant([0.4, 0.2, 0.9], tf.float64)
+    t, t_next = tf.constant([0.1, 0.2, 0.3], tf.float64), tf.constant([0.4, 0.2, 0.6], tf.float64)
     y, y1_bar = (tf.constant(random.normal(size=(3, 2))) for _ in range(2))
     p = tf.constant([0.9, 0.4], tf.float64)
-
-    class Plain:
-        variables: tuple = ()
-        captures: tuple = ()
-
-        def __call__(self, t, y, theta):
-            return forced(t, y, theta[0])
-
-        def bind(self, theta):
-            return lambda t, y: self(t, y, theta)
-
-    for name in EXPLICIT:
-        solver = nde.solvers.get(name)
-        dense_bar = tf.constant(random.normal(size=(3, 2 * solver.dense_degree())))
-        for dense in (None, dense_bar):
-            arguments = (Plain(), t, t_next, y, [p], y1_bar, dense, True)
-            ours, generic = solver.step_vjp(*arguments), Solver.step_vjp(solver, *arguments)
-            for one, other in zip(tf.nest.flatten(ours), tf.nest.flatten(generic), strict=True):
-                np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-11)
+    field = lifted(forced, y, p)
+    solver = nde.solvers.get(name)
+    dense_bar = tf.constant(random.normal(size=(3, 2 * solver.dense_degree())))
+    for dense in (None, dense_bar):
+        arguments = (field, t, t_next, y, [p], y1_bar, dense, True)
+        ours, generic = solver.step_vjp(*arguments), Solver.step_vjp(solver, *arguments)
+        for one, other in zip(tf.nest.flatten(ours), tf.nest.flatten(generic), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-11)
 
 
 def network_loss(kernel, bias, y0, **keywords):

@@ -63,3 +63,23 @@ def residuals(a, b, order, theta=1):
 
 def _dot(row, values):
     return sum(x * y for x, y in zip(row, values, strict=False) if x != 0)
+
+
+def rosenbrock_residuals(alpha, gammas, b, order, theta=1):
+    """The same for Rosenbrock methods with an exact Jacobian.
+
+    A node with one branch sums over β = α + γ, one with several over α (Hairer & Wanner, "Solving
+    Ordinary Differential Equations II", theorem IV.7.4).
+    """
+    beta = [[x + y for x, y in zip(*rows, strict=True)] for rows in zip(alpha, gammas, strict=True)]
+
+    @functools.cache
+    def phi(tree):
+        rows = beta if len(tree) == 1 else alpha
+        weights = [1] * len(b)
+        for branch in tree:
+            inner = phi(branch)
+            weights = [w * _dot(row, inner) for w, row in zip(weights, rows, strict=True)]
+        return weights
+
+    return [_dot(b, phi(tree)) - theta**order / density(tree) for tree in trees(order)]

@@ -1,0 +1,150 @@
+"""The matrix W = M - s J of implicit methods, made once for a step and solved with many times."""
+
+import dataclasses
+
+import tensorflow as tf
+
+from keras_neuralde.solvers.factorization import UNROLLED, factor
+from keras_neuralde.solvers.krylov import KrylovJacobian, KrylovMatrix
+
+#: From this many components on GMRES is the default.
+LARGE = 400
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearSolver:
+    """How the linear systems of implicit methods are solved.
+
+    Args:
+        kind: `"dense"` eliminates; `"krylov"` iterates with products of the Jacobian and a vector
+            (GMRES), for thousands of components; `"auto"` iterates from 400 components on, unless
+            the problem has a `jacobian` or a `jac_sparsity`.
+        size: how many directions GMRES keeps before it restarts.
+        restarts: the most cycles of GMRES.
+    """
+
+    kind: str = "auto"
+    size: int = 30
+    restarts: int = 10
+
+    def __post_init__(self):
+        if self.kind not in ("auto", "dense", "krylov"):
+            raise ValueError(
+                f"`linear_solver` must be 'auto', 'dense' or 'krylov'. Received: {self.kind!r}"
+            )
+        for name in ("size", "restarts"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be a positive integer. Received: {value!r}")
+
+    @classmethod
+    def get(cls, identifier):
+        """The linear solver for a name, a config or a `LinearSolver`."""
+        if isinstance(identifier, cls):
+            return identifier
+        return cls(**identifier) if isinstance(identifier, dict) else cls(identifier)
+
+    def serialize(self):
+        """The name where it says everything, else a config."""
+        return self.kind if self == LinearSolver(self.kind) else dataclasses.asdict(self)
+
+    def linearise(self, g, t, y):
+        """The Jacobian, or what stands for it, and the time derivative of the field."""
+        if not self.iterates(g):
+            return g.linearise(t, y)
+        return KrylovJacobian(t, y, self.size, self.restarts), g.rate(t, y)
+
+    def iterates(self, g):
+        """Whether GMRES is what solves."""
+        given = g.implicit.jacobian is not None or g.implicit.sparsity is not None
+        if self.kind == "krylov" and given:
+            raise ValueError(
+                "linear_solver='krylov' takes products with the field itself: leave out `jacobian` "
+                "and `jac_sparsity`."
+            )
+        return self.kind == "krylov" or (self.kind == "auto" and not given and g.size >= LARGE)
+
+
+def iteration_matrix(g, jacobian, scale):
+    """W = M - s J for what `LinearSolver.linearise` returned."""
+    if isinstance(jacobian, KrylovJacobian):
+        return KrylovMatrix(g, jacobian, scale, times_mass)
+    return IterationMatrix(g, jacobian, scale)
+
+
+class IterationMatrix:
+    """W = M - s J of every trajectory, with J = ∂f/∂y at one point.
+
+    Args:
+        g: the bound field.
+        jacobian: what `g.linearise` returned: n rows of `(trajectories, n)`, or one
+            `(trajectories, n, n)` tensor.
+        scale: s, `(rows, 1)`: the step size times γ.
+    """
+
+    def __init__(self, g, jacobian, scale):
+        self._g = g
+        mass = g.implicit.mass
+        if mass is not None:
+            # A row that rests has s = 0; there M alone may be singular, and nothing is solved.
+            scale = tf.where(tf.equal(scale, 0.0), tf.ones_like(scale), scale)
+        n = len(jacobian) if isinstance(jacobian, list) else jacobian.shape[-1]
+        if mass is None:
+            mass = tf.eye(n, dtype=scale.dtype)
+        if isinstance(jacobian, list) and n <= UNROLLED:
+            s = scale[:, 0]
+            matrix = [[mass[i, j] - s * jacobian[i][:, j] for j in range(n)] for i in range(n)]
+        else:
+            stacked = tf.stack(jacobian, axis=1) if isinstance(jacobian, list) else jacobian
+            matrix = mass - scale[:, :, None] * stacked
+        self._factors = factor(matrix)
+
+    @property
+    def regular(self):
+        """`(rows,)` booleans, or one for a joint row: whether W can be inverted."""
+        regular = self._factors.regular
+        if self._g.joint:
+            return tf.reduce_all(regular, keepdims=True)
+        return regular
+
+    def solve(self, b):
+        """x with W x = b; `(rows, width)`."""
+        return self._g.join(self._factors.solve(self._g.split(b)))
+
+    def solve_checked(self, b):
+        """The same, and `(rows,)` booleans: whether W could be inverted."""
+        return self.solve(b), self.regular
+
+    def solve_transposed(self, b):
+        """x with Wᵀ x = b; `(rows, width)`."""
+        return self._g.join(self._factors.solve_transposed(self._g.split(b)))
+
+
+def times_mass(g, x, transpose=False):
+    """M x for every trajectory; `(rows, width)`."""
+    mass = g.implicit.mass
+    if mass is None:
+        return x
+    return g.join(tf.linalg.matmul(g.split(x), mass, transpose_b=not transpose))
+
+
+def jacobian_times(g, jacobian, x):
+    """J x for every trajectory; `(rows, width)`."""
+    if isinstance(jacobian, KrylovJacobian):
+        return g.push(jacobian.t, jacobian.y, x)
+    z = g.split(x)
+    if isinstance(jacobian, list):
+        return g.join(tf.stack([tf.reduce_sum(row * z, axis=1) for row in jacobian], axis=1))
+    return g.join(tf.linalg.matvec(jacobian, z))
+
+
+def outer_sum(g, lefts, rights, like):
+    """Σ_i left_i right_iᵀ for every trajectory, in the form of the Jacobian `like`."""
+    pairs = [(g.split(left), g.split(right)) for left, right in zip(lefts, rights, strict=True)]
+    if isinstance(like, list):
+        return [
+            tf.add_n([left[:, i : i + 1] * right for left, right in pairs])
+            for i in range(len(like))
+        ]
+    left, right = (tf.stack(side, axis=1) for side in zip(*pairs, strict=True))
+    return tf.linalg.matmul(left, right, transpose_a=True)
