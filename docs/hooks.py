@@ -4,6 +4,7 @@ import json
 import pathlib
 
 from keras_neuralde import solvers
+from keras_neuralde.solvers.sde import STOCHASTIC
 from keras_neuralde.tableaus import ESDIRK, EXPLICIT, ROSENBROCK
 
 _RESULTS = pathlib.Path(__file__).parents[1] / "benchmarks" / "results"
@@ -90,9 +91,28 @@ def implicit_rows():
         yield "| " + " | ".join(map(str, cells)) + " |"
 
 
+def stochastic_rows():
+    """The rows of the methods for stochastic equations."""
+    yield "| Name | Strong order | Additive noise | Weak | Integral | Noise | Steps | Source |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for method in STOCHASTIC.values():
+        cells = [
+            f"`{method.name}`",
+            method.strong_order,
+            method.strong_order_additive or method.strong_order,
+            method.weak_order,
+            ", ".join(method.interpretations),
+            ", ".join(method.noises),
+            "fixed" if method.error_order is None else "adaptive",
+            method.source,
+        ]
+        yield "| " + " | ".join(map(str, cells)) + " |"
+
+
 _TABLES = {
     "<!-- explicit methods -->": explicit_rows,
     "<!-- implicit methods -->": implicit_rows,
     "<!-- adjoints -->": adjoint_rows,
     "<!-- frozen steps -->": frozen_rows,
+    "<!-- stochastic methods -->": stochastic_rows,
 }

@@ -10,8 +10,10 @@ from keras_neuralde.ensemble import EnsembleSolution as EnsembleSolution
 from keras_neuralde.ensemble import Summary as Summary
 from keras_neuralde.ensemble import solve_ensemble as solve_ensemble
 from keras_neuralde.initial_state import consistent_state as consistent_state
+from keras_neuralde.layers import NeuralDSDE as NeuralDSDE
 from keras_neuralde.layers import NeuralODE as NeuralODE
 from keras_neuralde.layers import NeuralODEMM as NeuralODEMM
+from keras_neuralde.layers import NeuralSDE as NeuralSDE
 from keras_neuralde.long_series import Collocation as Collocation
 from keras_neuralde.long_series import collocate as collocate
 from keras_neuralde.long_series import collocation_loss as collocation_loss
@@ -23,6 +25,7 @@ from keras_neuralde.minimize_result import MinimizeResult as MinimizeResult
 from keras_neuralde.minimize_result import MinimizeStatus as MinimizeStatus
 from keras_neuralde.parameters import flatten_parameters as flatten_parameters
 from keras_neuralde.problems import ODEProblem as ODEProblem
+from keras_neuralde.problems import SDEProblem as SDEProblem
 from keras_neuralde.solution import Solution as Solution
 from keras_neuralde.solution import SolveError as SolveError
 from keras_neuralde.solution import Stats as Stats

@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras_neuralde import captures
 from keras_neuralde.adjoints.base import Task
 from keras_neuralde.adjoints.recorded import integrate_densely
+from keras_neuralde.brownian import BrownianPath
 from keras_neuralde.consistency import is_consistent
 from keras_neuralde.controllers import Constant
 from keras_neuralde.fields import Field, Implicit
@@ -32,6 +33,7 @@ from keras_neuralde.integrate import (
 )
 from keras_neuralde.programs import ProgramCache, function_key
 from keras_neuralde.solution import Status
+from keras_neuralde.stochastic_field import LiftedEquation, StochasticField, StochasticFunctions
 
 programs = ProgramCache()
 _RING_BYTES = 1 << 25
@@ -39,7 +41,7 @@ _TURNS_OF_A_PART = 4096
 
 
 class Lifted(NamedTuple):
-    """The traced functions of an equation."""
+    """The traced functions of an equation; `field` is a `LiftedEquation` of stochastic ones."""
 
     field: Any
     jacobian: Any
@@ -58,7 +60,10 @@ def lift(equation, layout, inputs):
     jacobian = equation.jacobian
     if jacobian is not None:
         jacobian = captures.lift(_checked_jacobian(jacobian, layout), *specs)
-    field = captures.lift(_checked(equation.f, layout), *specs)
+    stochastic = isinstance(equation.f, StochasticFunctions)
+    drift = equation.f.f if stochastic else equation.f
+    field = captures.lift(_checked(drift, layout), *specs)
+    field = equation.f.lift(field, layout, p) if stochastic else field
     return Lifted(field, jacobian, equation.sparsity)
 
 
@@ -148,7 +153,7 @@ def run_eagerly(equation, settings, layout, inputs, shape, what):
     references: list = []
     jacobian, sparsity = equation.jacobian, equation.sparsity
     key = (
-        function_key(equation.f, references), settings, layout.batch_ndims, shape, gradient,
+        _functions_key(equation.f, references), settings, layout.batch_ndims, shape, gradient,
         keyed(inputs), what.__name__,
         None if jacobian is None else function_key(jacobian, references),
         None if sparsity is None else sparsity.tobytes(),
@@ -167,6 +172,12 @@ def run_eagerly(equation, settings, layout, inputs, shape, what):
         return program
 
     return programs.get(key, references, make)(inputs)
+
+
+def _functions_key(f, references):
+    if not isinstance(f, StochasticFunctions):
+        return function_key(f, references)
+    return *(function_key(one, references) for one in (f.f, f.g)), f.noise, f.noise_dim
 
 
 def run_in_graph(equation, settings, layout, inputs, shape, what):
@@ -205,7 +216,7 @@ def trace_part(lifted, settings, layout, inputs, shape, gradient):
     """
     bound = bind(lifted, settings, layout, inputs, shape)
     field, y0, terms, _, _ = bound
-    plan = _plan(settings, terms.saves is not None, _segment_of_memory(settings, y0))
+    plan = _plan(settings, shape, _segment_of_memory(settings, y0))
     g = field.bind(field.theta)
     carry, outputs = inputs["state"] or begin(plan, g, y0, terms)
     carry, outputs = advance(plan, g, terms, carry, outputs, _TURNS_OF_A_PART)
@@ -246,6 +257,8 @@ def _answer(settings, layout, inputs, bound, y, control, num_f=None):
     has_saves = terms.saves is not None
     if num_f is None:
         num_f = _evaluations(settings, has_saves or settings.dense, control)
+        if settings.solver.copies > 1:
+            y = tf.split(y, settings.solver.copies, axis=-1)[0]
     status = tf.where(bad, tf.cast(Status.BAD_TIMES, y.dtype), control[STATUS])
     if "constraints" in inputs:
         consistent = is_consistent(field.bind(field.theta), y0, terms, inputs["constraints"])
@@ -267,7 +280,7 @@ def _answer(settings, layout, inputs, bound, y, control, num_f=None):
 def trace_steps(lifted, settings, layout, inputs, shape, gradient):
     """The times of the accepted steps of the solve; see `integrate_times`."""
     field, y0, terms, _, _ = bind(lifted, settings, layout, inputs, shape)
-    plan = _plan(settings, terms.saves is not None, settings.max_record)
+    plan = _plan(settings, shape, settings.max_record)
     return integrate_times(plan, field.bind(field.theta), tf.stop_gradient(y0), terms)
 
 
@@ -276,22 +289,46 @@ def bind(lifted, settings, layout, inputs, shape):
     leaves = tf.nest.flatten(inputs["y0"])
     batch_dims = layout.batch_dims(leaves)
     p_leaves = [leaf for leaf in tf.nest.flatten(inputs["p"]) if leaf is not None]
-    substitute = settings.solver.delegated and bool(lifted.field.captures)
     y0 = layout.pack(inputs["y0"])
     terms, bad = _terms(layout, inputs, y0, shape, settings.dense)
+    if isinstance(lifted.field, LiftedEquation):
+        path = _brownian_path(lifted.field.components(layout), settings, inputs, terms, shape)
+        field: Any = StochasticField(lifted.field, layout, batch_dims, p_leaves, path)
+    else:
+        substitute = settings.solver.delegated and bool(lifted.field.captures)
+        implicit = _implicit(lifted, settings, inputs, terms)
+        field = Field(lifted.field, layout, batch_dims, p_leaves, substitute, implicit)
+    if settings.solver.copies > 1:
+        y0 = tf.tile(y0, [1, settings.solver.copies])
+    return field, y0, terms, bad, batch_dims
+
+
+def _implicit(lifted, settings, inputs, terms):
+    """What implicit methods know of the equation."""
     constant = not settings.solver.adaptive or isinstance(settings.controller, Constant)
-    implicit = Implicit(
+    return Implicit(
         inputs.get("mass"),
         inputs.get("mass_inverse"),
         lifted.jacobian,
         lifted.sparsity,
         None if constant else (terms.rtol, terms.atol),
     )
-    field = Field(lifted.field, layout, batch_dims, p_leaves, substitute, implicit)
-    return field, y0, terms, bad, batch_dims
 
 
-def _plan(settings, saves, segment):
+def _brownian_path(components, settings, inputs, terms, shape):
+    """The noise of all rows. It covers the whole span, whatever the save points are."""
+    rows = tf.shape(terms.t0)[0]
+    end = tf.broadcast_to(tf.reshape(inputs["t1"], [-1]), [rows])
+    trajectory = inputs["trajectory"]
+    trajectory = tf.range(rows) if trajectory is None else tf.reshape(trajectory, [-1])
+    cell = inputs["dt0"] if settings.constant_steps else None
+    return BrownianPath(
+        inputs["seed"], trajectory, components, terms.t0, end, cell=cell, split=not shape.on_grid
+    )
+
+
+def _plan(settings, shape, segment):
+    saves = shape.saves != "none" or settings.dense
     return Plan(
         settings.solver,
         settings.controller,
@@ -301,12 +338,13 @@ def _plan(settings, saves, segment):
         saves,
         False,
         settings.first_step,
+        saves and not settings.solver.interpolates and not shape.on_grid,
     )
 
 
 def _integrate(field, y0, terms, settings, shape, gradient):
     """The states and the control block, through the adjoint where a gradient may be asked for."""
-    plan = _plan(settings, terms.saves is not None, _segment_of_memory(settings, y0))
+    plan = _plan(settings, shape, _segment_of_memory(settings, y0))
     if gradient is Gradient.NEVER:
         outcome = integrate(plan, field.bind(field.theta), y0, terms)
         return outcome.y, outcome.control
@@ -317,7 +355,7 @@ def _integrate(field, y0, terms, settings, shape, gradient):
 
 def _integrate_densely(field, y0, terms, settings, shape):
     """The same with every step on record, which is returned too."""
-    plan = _plan(settings, True, settings.max_record)
+    plan = _plan(settings, shape, settings.max_record)
     task = Task(plan, settings.checkpoints, settings.max_record, shape.time_gradient, True)
     without = terms._replace(saves=None)
     y, ring, turns, control = integrate_densely(task, field, y0, without)

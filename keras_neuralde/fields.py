@@ -80,13 +80,15 @@ class Field:
         """`t` of shape `(rows,)` and `y` of shape `(rows, width)` → `(rows, width)`."""
         return self._evaluate(self._time(t, y), y, theta)
 
-    def _evaluate(self, time, y, theta):
+    def _outcome(self, time, y, theta):
+        """What the user's function returns, as it is."""
         arguments = [time, *tf.nest.flatten(self._unpack(y)), *self._parameters(theta)]
         if self._substitute:
-            derivative = self._function.substituted(arguments, theta[len(self._floating) :])
-        else:
-            derivative = self._function(arguments)
-        packed = self._layout.pack(derivative)
+            return self._function.substituted(arguments, theta[len(self._floating) :])
+        return self._function(arguments)
+
+    def _evaluate(self, time, y, theta):
+        packed = self._layout.pack(self._outcome(time, y, theta))
         packed.set_shape(y.shape)
         if self.implicit.mass_inverse is None:
             return packed

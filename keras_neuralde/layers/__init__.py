@@ -2,3 +2,5 @@
 
 from keras_neuralde.layers.neural_ode import NeuralODE as NeuralODE
 from keras_neuralde.layers.neural_ode_mm import NeuralODEMM as NeuralODEMM
+from keras_neuralde.layers.neural_sde import NeuralDSDE as NeuralDSDE
+from keras_neuralde.layers.neural_sde import NeuralSDE as NeuralSDE

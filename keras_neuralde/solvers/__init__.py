@@ -8,7 +8,9 @@ from keras_neuralde.solvers.iteration_matrix import LinearSolver as LinearSolver
 from keras_neuralde.solvers.registry import get as get
 from keras_neuralde.solvers.registry import names as names
 from keras_neuralde.solvers.registry import serialize as serialize
+from keras_neuralde.solvers.registry import stochastic as stochastic
 from keras_neuralde.solvers.rosenbrock import Rosenbrock as Rosenbrock
+from keras_neuralde.solvers.sde import StochasticSolver as StochasticSolver
 
 
 def __getattr__(name):

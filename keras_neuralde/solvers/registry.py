@@ -7,6 +7,7 @@ from keras_neuralde.solvers.delegated import DelegatedSolver, is_tfp_solver
 from keras_neuralde.solvers.esdirk import DiagonallyImplicit
 from keras_neuralde.solvers.explicit_rk import ExplicitRungeKutta
 from keras_neuralde.solvers.rosenbrock import Rosenbrock
+from keras_neuralde.solvers.sde import STOCHASTIC
 from keras_neuralde.tableaus import ESDIRK, EXPLICIT, ROSENBROCK
 
 _CLASSES: dict = {
@@ -15,12 +16,18 @@ _CLASSES: dict = {
     "DiagonallyImplicit": DiagonallyImplicit,
     "DelegatedSolver": DelegatedSolver,
 }
+_CLASSES |= {method.__name__: method for method in STOCHASTIC.values()}
 _DELEGATED = {"tfp_dormand_prince": "DormandPrince", "tfp_bdf": "BDF"}
 
 
 def names():
     """The strings that `get` knows."""
-    return [*EXPLICIT, *ROSENBROCK, *ESDIRK, *_DELEGATED, "auto"]
+    return [*EXPLICIT, *ROSENBROCK, *ESDIRK, *STOCHASTIC, *_DELEGATED, "auto"]
+
+
+def stochastic():
+    """The classes of the methods for stochastic equations, by name."""
+    return dict(STOCHASTIC)
 
 
 def get(identifier):
@@ -53,6 +60,8 @@ def get(identifier):
             return Rosenbrock(name)
         if name in ESDIRK:
             return DiagonallyImplicit(name)
+        if name in STOCHASTIC:
+            return STOCHASTIC[name]()
         if name in _DELEGATED:
             return DelegatedSolver(_DELEGATED[name])
         near = difflib.get_close_matches(name, names(), n=3, cutoff=0.4)
