@@ -144,7 +144,7 @@ def solve(
         outputs = run(trace)
     if tf.executing_eagerly():
         given = {"rtol": rtol, "atol": atol, "dt0": dt0, "dt_min": dt_min, "steps": steps}
-        given["mass_matrix"] = problem.mass_matrix
+        given["mass_matrix"] = getattr(problem, "mass_matrix", None)
         if settings.solver.delegated:
             given |= {"t_span": problem.t_span, "saveat": saveat}
         outputs["y"] = refuse_gradients(outputs["y"], given)
