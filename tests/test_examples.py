@@ -134,6 +134,21 @@ def test_modes_learn():
     assert np.abs(fall.drag(v / 10.0) - example.true_drag(v)).max() <= 0.5
 
 
+@pytest.mark.slow
+def test_long_series_needs_help():
+    """From the same eight starts, single shooting never finds the valley, each remedy always."""
+    example = load("07_long_series")
+    found, _ = example.run()
+    noise = example.NOISE**2
+    assert np.all(found.pop("single shooting")[1] > 1000.0 * noise), found
+    assert len(found) == 3
+    for p, errors in found.values():
+        assert np.all(errors < 1.2 * noise), errors
+        # The frequency at this amplitude is sharp, how it divides between a and b less so.
+        stiffness = p[:, 0] + 0.75 * p[:, 1] * 2.0**2
+        np.testing.assert_allclose(stiffness, 1.9, atol=0.02)
+
+
 def test_sparse_regression_reads_formulas():
     """Exact values give exact coefficients; small ones go, and the rest is fitted anew."""
     example = load("08_missing_physics")
