@@ -197,7 +197,7 @@ def test_hudson_bay_fits_both_cycles():
 @pytest.mark.slow
 def test_robertson_rates_are_found():
     """Published: within 1.69%."""
-    example = load("04_robertson_rates")
+    example = load("09_robertson_rates")
     rates = np.exp(example.run().minimizer.numpy())
     np.testing.assert_allclose(rates, example.TRUE, rtol=1e-5)
 
@@ -205,6 +205,6 @@ def test_robertson_rates_are_found():
 @pytest.mark.slow
 def test_a_constrained_network_fits_robertson():
     """A published run of this set-up ended at 4.98e-5."""
-    example = load("05_robertson_constrained")
+    example = load("10_robertson_constrained")
     results = [example.run(seed)[1] for seed in range(3)]
     assert max(result.minimum for result in results) <= 1e-6, results

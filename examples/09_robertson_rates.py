@@ -8,7 +8,7 @@ logarithms, from exp(1) each, to the logarithms of the three concentrations at 4
 
 BFGS finds them to 1e-7 after twenty steps of ADAM and about twenty of its own.
 
-    python examples/04_robertson_rates.py [--output demo_output] [--smoke]
+    python examples/09_robertson_rates.py [--output demo_output] [--smoke]
 """
 
 import argparse

@@ -7,7 +7,7 @@ mass matrix is diag(1, 1, 0), and `NeuralODEMM` solves the differential-algebrai
 eleven times up to t = 1; BFGS brings the sum of squared errors to 1e-8. The second concentration
 is five decades smaller than the others and hardly counts in this sum: the fit leaves it free.
 
-    python examples/05_robertson_constrained.py [--seed 0] [--output demo_output] [--smoke]
+    python examples/10_robertson_constrained.py [--seed 0] [--output demo_output] [--smoke]
 """
 
 import argparse
