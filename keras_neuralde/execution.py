@@ -27,6 +27,7 @@ from keras_neuralde.integrate import (
 )
 from keras_neuralde.programs import ProgramCache, function_key
 from keras_neuralde.solution import Status
+from keras_neuralde.solvers.banded import find_band
 
 programs = ProgramCache()
 _RING_BYTES = 1 << 25
@@ -225,11 +226,13 @@ def bind(lifted, settings, layout, inputs, shape):
     y0 = layout.pack(inputs["y0"])
     terms, bad = _terms(layout, inputs, y0, shape, settings.dense)
     constant = not settings.solver.adaptive or isinstance(settings.controller, Constant)
+    banded = lifted.sparsity is not None and not {"mass", "mass_inverse"} & inputs.keys()
     implicit = Implicit(
         inputs.get("mass"),
         inputs.get("mass_inverse"),
         lifted.jacobian,
         lifted.sparsity,
+        find_band(lifted.sparsity) if banded else None,
         None if constant else (terms.rtol, terms.atol),
     )
     field = Field(lifted.field, layout, batch_dims, p_leaves, substitute, implicit)
