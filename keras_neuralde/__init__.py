@@ -1,5 +1,6 @@
 """keras_neuralde: differential equations inside Keras models."""
 
+from keras_neuralde import adjoints as adjoints
 from keras_neuralde import controllers as controllers
 from keras_neuralde import layers as layers
 from keras_neuralde import optimizers as optimizers
@@ -11,6 +12,12 @@ from keras_neuralde.ensemble import solve_ensemble as solve_ensemble
 from keras_neuralde.initial_state import consistent_state as consistent_state
 from keras_neuralde.layers import NeuralODE as NeuralODE
 from keras_neuralde.layers import NeuralODEMM as NeuralODEMM
+from keras_neuralde.long_series import Collocation as Collocation
+from keras_neuralde.long_series import collocate as collocate
+from keras_neuralde.long_series import collocation_loss as collocation_loss
+from keras_neuralde.long_series import growing_horizons as growing_horizons
+from keras_neuralde.long_series import multiple_shooting as multiple_shooting
+from keras_neuralde.long_series import shooting_groups as shooting_groups
 from keras_neuralde.minimize import minimize as minimize
 from keras_neuralde.minimize_result import MinimizeResult as MinimizeResult
 from keras_neuralde.minimize_result import MinimizeStatus as MinimizeStatus

@@ -18,7 +18,12 @@ from keras_neuralde.integrate import (
     REJECTED,
     STATUS,
     Plan,
+    T,
     Terms,
+    advance,
+    any_running,
+    begin,
+    finish,
     integrate,
     integrate_times,
     nan_where_failed,
@@ -31,6 +36,7 @@ from keras_neuralde.solvers.banded import find_band
 
 programs = ProgramCache()
 _RING_BYTES = 1 << 25
+_TURNS_OF_A_PART = 4096
 
 
 class Lifted(NamedTuple):
@@ -130,7 +136,7 @@ def run_eagerly(equation, settings, layout, inputs, shape, what):
         layout: the `StateLayout`.
         inputs: the tensors.
         shape: the `Shape`.
-        what: `trace` or `trace_steps`.
+        what: `trace`, `trace_part` or `trace_steps`.
     """
     gradient = Gradient.EXPECTED if tape_is_active() else Gradient.NEVER
 
@@ -180,16 +186,67 @@ def tape_is_active():
 
 def trace(lifted, settings, layout, inputs, shape, gradient):
     """The solve as graph operations: tensors in, tensors out."""
-    field, y0, terms, bad, batch_dims = bind(lifted, settings, layout, inputs, shape)
-    has_saves = terms.saves is not None
-    record: dict = {}
+    bound = bind(lifted, settings, layout, inputs, shape)
+    field, y0, terms, bad, _ = bound
     if settings.solver.delegated:
         y, control, num_f = settings.solver.integrate(field, y0, terms, settings.max_steps)
+        return _answer(settings, layout, inputs, bound, y, control, num_f)
+    if settings.dense:
+        y, control, record = _integrate_densely(field, y0, terms, settings, shape)
     else:
-        if settings.dense:
-            y, control, record = _integrate_densely(field, y0, terms, settings, shape)
-        else:
-            y, control = _integrate(field, y0, terms, settings, shape, gradient)
+        y, control = _integrate(field, y0, terms, settings, shape, gradient)
+        record = {}
+    return _answer(settings, layout, inputs, bound, y, control) | record
+
+
+def trace_part(lifted, settings, layout, inputs, shape, gradient):
+    """A part of the solve: the answer so far, and what it takes to go on from there.
+
+    The inputs hold the `state` of the part before; the first part has `None`.
+    """
+    bound = bind(lifted, settings, layout, inputs, shape)
+    field, y0, terms, _, _ = bound
+    plan = _plan(settings, terms.saves is not None, _segment_of_memory(settings, y0))
+    g = field.bind(field.theta)
+    carry, outputs = inputs["state"] or begin(plan, g, y0, terms)
+    carry, outputs = advance(plan, g, terms, carry, outputs, _TURNS_OF_A_PART)
+    outcome = finish(plan, carry, outputs)
+    span = tf.abs(terms.t_end - terms.t0)
+    covered = tf.math.divide_no_nan(tf.abs(carry.control[T] - terms.t0), span)
+    covered = tf.where(carry.control[STATUS] < 0.0, covered, 1.0)
+    return {
+        "answer": _answer(settings, layout, inputs, bound, outcome.y, outcome.control),
+        "state": (carry, outputs),
+        "covered": tf.reduce_mean(covered),
+        "running": any_running(carry.control),
+    }
+
+
+def run_with_progress(equation, settings, layout, inputs, shape, report):
+    """Runs an eager call in parts.
+
+    Args:
+        equation: the `arguments.Equation`.
+        settings: the `Settings`.
+        layout: the `StateLayout`.
+        inputs: the tensors.
+        shape: the `Shape`.
+        report: `report(covered)`, told after each part what share of the time span is done.
+    """
+    state, part = None, None
+    while part is None or part["running"]:
+        given = inputs | {"state": state}
+        part = run_eagerly(equation, settings, layout, given, shape, trace_part)
+        state = part["state"]
+        report(float(part["covered"]))
+    return part["answer"]
+
+
+def _answer(settings, layout, inputs, bound, y, control, num_f=None):
+    """The raw outputs of a solve."""
+    field, y0, terms, bad, batch_dims = bound
+    has_saves = terms.saves is not None
+    if num_f is None:
         num_f = _evaluations(settings, has_saves or settings.dense, control)
     status = tf.where(bad, tf.cast(Status.BAD_TIMES, y.dtype), control[STATUS])
     if "constraints" in inputs:
@@ -206,7 +263,6 @@ def trace(lifted, settings, layout, inputs, shape, gradient):
         "t": terms.t_end if not has_saves else inputs["saves"],
         "num_f": num_f,
         "batch_like": tf.nest.flatten(inputs["y0"])[0],
-        **record,
     }
 
 

@@ -323,25 +323,52 @@ def integrate(plan, g, y0, terms):
     Returns:
         An `Outcome`: `y` is `(num_times, rows, width)` with save points, else `(rows, width)`.
     """
-    carry = start(plan, g, y0, terms)
+    carry, outputs = advance(plan, g, terms, *begin(plan, g, y0, terms))
+    return finish(plan, carry, outputs)
+
+
+def begin(plan, g, y0, terms):
+    """The carry and the save points before the first turn."""
+    return start(plan, g, y0, terms), first_outputs(plan, g, y0, terms) if plan.saves else ()
+
+
+def advance(plan, g, terms, carry, outputs, limit=None):
+    """Turns until every row has ended.
+
+    Args:
+        plan: the `Plan`.
+        g: the field.
+        terms: the `Terms`.
+        carry: the `Carry`.
+        outputs: the save points so far.
+        limit: turns after which to come back, as soon as a segment is complete; `None` for never.
+
+    Returns:
+        The carry and the outputs.
+    """
+
+    def more(turn, carry):
+        running = any_running(carry.control)
+        return running if limit is None else running & (turn < limit)
+
+    zero = tf.constant(0)
     if not plan.saves:
         _, carry = tf.while_loop(
-            lambda turn, carry: any_running(carry.control),
+            more,
             lambda turn, carry: (turn + 1, attempt(plan, g, terms, carry)[0]),
-            (tf.constant(0), carry),
+            (zero, carry),
         )
-        return Outcome(nan_where_failed(carry.y, carry.control), (), carry.control)
-    ring = empty_ring(plan, carry, plan.segment)
-    outputs = first_outputs(plan, g, y0, terms)
+        return carry, ()
 
-    def turn_segment(carry, ring, outputs):
+    def turn_segment(turn, carry, ring, outputs):
         carry, ring, turns = run_segment(plan, g, terms, carry, ring)
-        return carry, ring, flush(plan, terms, ring, turns, outputs)
+        return turn + turns, carry, ring, flush(plan, terms, ring, turns, outputs)
 
-    carry, ring, outputs = tf.while_loop(
-        lambda carry, *_: any_running(carry.control), turn_segment, (carry, ring, outputs)
+    loop = (zero, carry, empty_ring(plan, carry, plan.segment), outputs)
+    _, carry, _, outputs = tf.while_loop(
+        lambda turn, carry, *_: more(turn, carry), turn_segment, loop
     )
-    return finish(plan, carry, outputs)
+    return carry, outputs
 
 
 def integrate_recorded(plan, g, y0, terms):

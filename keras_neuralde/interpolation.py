@@ -9,6 +9,9 @@ import tensorflow as tf
 from keras_neuralde import values
 from keras_neuralde.state import StateLayout
 
+# The longest run of steps that is searched without a loop.
+_UNROLLED = 1024
+
 
 class Interpolant:
     """A run of recorded steps, to be asked for states at times inside it.
@@ -73,12 +76,23 @@ class Interpolant:
     def _record_of(self, s, rows):
         """The first record that ends at or after `s`, by bisection, as an index into flat rows."""
         column = tf.range(rows)
+
+        def halve(stride, at):
+            probe = tf.minimum(at + (stride - 1), self._size - 1)
+            return at + tf.where(tf.gather(self._ends, probe * rows + column) < s, stride, 0)
+
         at = tf.zeros_like(s, tf.int32)
         stride = (1 << (self._size - 1).bit_length()) // 2
-        while stride:
-            probe = tf.minimum(at + (stride - 1), self._size - 1)
-            at += tf.where(tf.gather(self._ends, probe * rows + column) < s, stride, 0)
-            stride //= 2
+        if self._size > _UNROLLED:
+            # Written out, a long search at many places would take longer to compile than to run.
+            at = tf.while_loop(
+                lambda stride, at: stride > 0,
+                lambda stride, at: (stride // 2, halve(stride, at)),
+                (tf.constant(stride), at),
+            )[1]
+        else:
+            while stride:
+                at, stride = halve(stride, at), stride // 2
         return tf.minimum(at, self._size - 1) * rows + column
 
 

@@ -1,13 +1,22 @@
 """The front door: checks what came, runs it, and packs the answer."""
 
 import inspect
+import sys
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_neuralde import freezing
 from keras_neuralde.arguments import Settings, check_problem, prepare
-from keras_neuralde.execution import run_eagerly, run_in_graph, trace, trace_steps
+from keras_neuralde.execution import (
+    run_eagerly,
+    run_in_graph,
+    run_with_progress,
+    tape_is_active,
+    trace,
+    trace_steps,
+)
 from keras_neuralde.integrate import ACCEPTED, REJECTED, STATUS, H, T
 from keras_neuralde.interpolation import DenseOutput
 from keras_neuralde.refusals import refuse_gradients
@@ -35,6 +44,7 @@ def solve(
     dense=False,
     max_record=4096,
     throw=True,
+    progress=False,
 ):
     """Solves a differential equation.
 
@@ -69,6 +79,8 @@ def solve(
             `sol.steps` and for adjoints that keep the solution.
         throw: raise when a trajectory fails. Only an eager call can; in a graph the failed
             trajectory is NaN and the status says why.
+        progress: draw a bar over the time span, where a terminal can show it and no gradient is
+            recorded; the solve is then made in parts of some thousand steps.
 
     Returns:
         A `Solution`.
@@ -112,7 +124,11 @@ def solve(
         engine = run_eagerly if tf.executing_eagerly() else run_in_graph
         return engine(equation, settings, layout, inputs, shape, what)
 
-    outputs = run(trace)
+    if progress and _can_report(settings):
+        report = _bar()
+        outputs = run_with_progress(equation, settings, layout, inputs, shape, report)
+    else:
+        outputs = run(trace)
     if tf.executing_eagerly():
         given = {"rtol": rtol, "atol": atol, "dt0": dt0, "dt_min": dt_min, "steps": steps}
         given["mass_matrix"] = problem.mass_matrix
@@ -130,6 +146,20 @@ def solve(
     if throw and tf.executing_eagerly():
         _raise_on_failure(outputs["control"].numpy())
     return solution
+
+
+def _can_report(settings):
+    """Whether a progress bar can be drawn."""
+    possible = tf.executing_eagerly() and not tape_is_active()
+    return possible and not settings.dense and not settings.solver.delegated
+
+
+def _bar():
+    """A function that draws how much of the time span is done; silent without a terminal."""
+    if not sys.stdout.isatty():
+        return lambda covered: None
+    bar = keras.utils.Progbar(100, unit_name="percent")
+    return lambda covered: bar.update(int(100 * covered), finalize=covered >= 1.0)
 
 
 def _arrange_steps(times, layout, like):

@@ -68,6 +68,106 @@ def test_neural_control_over_ten_seeds():
 
 
 @pytest.mark.slow
+def test_digits_are_read(tmp_path):
+    """Three seeds, each with a split of its own."""
+    example = load("04_digits")
+    for seed in range(3):
+        model, history, (pixels, labels) = example.run(seed)
+        assert len(labels) == 599
+        assert history["val_accuracy"][-1] >= 0.97, (seed, history["val_accuracy"])
+    logits = model.predict(pixels, verbose=0)
+    assert np.mean(logits.argmax(axis=1) == labels) == pytest.approx(history["val_accuracy"][-1])
+    # The SavedModel is not compiled and takes other steps, within the tolerance of 1e-3.
+    as_keras, as_saved_model = example.save_and_load(model, pixels, tmp_path)
+    assert as_keras <= 1e-6 * np.abs(logits).max()
+    assert as_saved_model <= 1e-3 * np.abs(logits).max()
+
+
+def test_hand_made_neural_ode_is_the_layer():
+    """The same states and the same gradient, at weights that nobody trained."""
+    example = load("05_by_hand")
+    network, p, apply = example.start(1)
+    states, gradients = example.compare_with_layer(network, apply, p, example.truth())
+    assert states <= 1e-12 and gradients <= 1e-10, (states, gradients)
+
+
+@pytest.mark.slow
+def test_hand_made_neural_ode_fits_the_spiral():
+    """Published runs of this set-up ended at 0.198 and 0.0143."""
+    minima = [load("05_by_hand").run(seed)[0].minimum for seed in range(3)]
+    assert max(minima) <= 0.005, minima
+
+
+def test_modes_have_exact_answers():
+    """The activation and the decoder against the closed forms of their equations."""
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    example = load("06_four_modes")
+    saturation = example.Saturation()
+    x = np.linspace(-4.0, 4.0, 30).reshape(10, 3)
+    y = saturation(x)
+    exact = x / np.sqrt(1.0 + 2.0 * float(saturation.c) * x**2)
+    np.testing.assert_allclose(y, exact, atol=1e-5)
+    rates, curves = example.oscillations(0, 50)
+    np.testing.assert_allclose(example.Oscillation()(rates), curves, atol=2e-5)
+
+
+def test_regulator_is_the_optimal_one():
+    """Riccati's equation has the gains (1, √2) and the cost √2."""
+    result = load("06_four_modes").cost()
+    np.testing.assert_allclose(result.minimizer, [1.0, np.sqrt(2.0)], atol=1e-5)
+    np.testing.assert_allclose(result.minimum, np.sqrt(2.0), atol=1e-7)
+
+
+@pytest.mark.slow
+def test_modes_learn():
+    example = load("06_four_modes")
+    found = example.run()
+    model, x, y, loss = found["activation"]
+    assert loss <= 1e-4
+    assert np.mean((model.predict(x, verbose=0) - y) ** 2) == pytest.approx(loss, rel=0.2)
+    rates, curves = example.oscillations(1000, 200)
+    error = np.abs(found["layer"][0].predict(curves, verbose=0) - rates).mean(axis=0)
+    assert error[0] <= 0.02 and error[1] <= 0.04, error
+    fall, data, _ = found["term"]
+    v = np.linspace(data.min(), data.max(), 100)[:, None]
+    assert np.abs(fall.drag(v / 10.0) - example.true_drag(v)).max() <= 0.5
+
+
+def test_sparse_regression_reads_formulas():
+    """Exact values give exact coefficients; small ones go, and the rest is fitted anew."""
+    example = load("08_missing_physics")
+    y = np.random.default_rng(0).uniform(0.1, 5.0, (61, 2))
+    exact = np.zeros((6, 2))
+    exact[4], exact[1, 1] = (-0.9, 0.8), 0.5
+    read = example.regress(y, example.library(y) @ exact)
+    np.testing.assert_allclose(read, exact, atol=1e-12)
+    small = exact + 0.01
+    read = example.regress(y, example.library(y) @ small)
+    np.testing.assert_array_equal(read != 0.0, exact != 0.0)
+    np.testing.assert_allclose(example.formula(y, exact), example.library(y) @ exact, rtol=1e-12)
+    np.testing.assert_allclose(example.interaction(y), y[:, :1] * y[:, 1:] * [-0.9, 0.8])
+
+
+@pytest.mark.slow
+def test_missing_physics_is_recovered():
+    """The formula has the two terms of the truth and no other, and holds to t = 9."""
+    example = load("08_missing_physics")
+    for seed in range(2):
+        result, network, data = example.run(seed)
+        deviation = 0.005 * example.truth(example.TIMES).mean(axis=0)
+        assert result.minimum <= 1.2 * np.sum(31 * deviation**2), result
+        found = example.recover(result, network, data)
+        kept = np.zeros((6, 2), bool)
+        kept[4] = True
+        np.testing.assert_array_equal(found["read"] != 0.0, kept)
+        np.testing.assert_allclose(found["read"][4], [-0.9, 0.8], atol=0.08)
+        np.testing.assert_allclose(found["coefficients"][4], [-0.9, 0.8], atol=0.015)
+        assert found["errors"]["formula"].max() <= 0.5
+        assert found["errors"]["formula"].max() < 0.1 * found["errors"]["network"].max()
+
+
+@pytest.mark.slow
 def test_hudson_bay_fits_both_cycles():
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")

@@ -257,7 +257,9 @@ class Sweep:
             else:
                 shared = saves.shape[1] == 1 and rates.shape[1] != 1
                 saves_bar = tf.reduce_sum(rates, axis=1, keepdims=True) if shared else rates
-        theta_bar, variables_bar = totals
+        # A row that failed on the way back must not pass for one that has nothing to add.
+        poison = 0.0 * tf.reduce_sum(adjoint)
+        theta_bar, variables_bar = tf.nest.map_structure(lambda bar: bar + poison, totals)
         return t0_bar, t_end_bar, saves_bar, adjoint, list(theta_bar), list(variables_bar)
 
     def _rate(self, bar, t, y):
