@@ -228,7 +228,11 @@ class _Spread:
         self._base = self._leaves(self._y0, self._p, problem.t_span)
         self._root = tf.constant([seed % 2**31, 0], tf.int32)
         self._y_leaves = len(tf.nest.flatten(self._y0))
-        self._field = _batched(problem.f, _template(self._p), self._y_leaves)
+        template = _template(self._p)
+        self._field = _batched(problem.f, template, self._y_leaves)
+        self._jacobian = problem.jacobian
+        if callable(problem.jacobian):
+            self._jacobian = _batched(problem.jacobian, template, self._y_leaves)
         self._which: list = []
         self._jit = True
 
@@ -248,6 +252,9 @@ class _Spread:
             tf.nest.pack_sequence_as(self._y0, state),
             tuple(full.get(k, base[k]) for k in (last, last + 1)),
             {"shared": shared, "varied": varied},
+            mass_matrix=self._problem.mass_matrix,
+            jacobian=self._jacobian,
+            jac_sparsity=self._problem.jac_sparsity,
         )
 
     def _leaves(self, y0, p, span):
@@ -298,7 +305,10 @@ class _Spread:
         p = tf.nest.map_structure(lambda x: x if x is None else next(numbers), self._p)
         given = self._problem.remake(y0=y0, p=p, t_span=tuple(base[-2:]))
         made = self._vary(given, i, seed)
-        if not isinstance(made, ODEProblem) or made.f is not given.f:
+        fixed = ("f", "mass_matrix", "jacobian", "jac_sparsity")
+        if not isinstance(made, ODEProblem) or any(
+            getattr(made, name) is not getattr(given, name) for name in fixed
+        ):
             raise ValueError(
                 "`vary` must return a problem with the same field: problem.remake(...) of y0, p or "
                 f"t_span. Received: {made!r}"
