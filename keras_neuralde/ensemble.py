@@ -233,8 +233,8 @@ class _Spread:
         self._y_leaves = len(tf.nest.flatten(self._y0))
         self._functions = {
             name: _batched(getattr(problem, name), _template(self._p), self._y_leaves)
-            for name in ("f", "g")
-            if hasattr(problem, name)
+            for name in ("f", "g", "jacobian")
+            if callable(getattr(problem, name, None))
         }
         self._which: list = []
         self._jit = True

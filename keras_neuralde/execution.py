@@ -33,6 +33,7 @@ from keras_neuralde.integrate import (
 )
 from keras_neuralde.programs import ProgramCache, function_key
 from keras_neuralde.solution import Status
+from keras_neuralde.solvers.banded import find_band
 from keras_neuralde.stochastic_field import LiftedEquation, StochasticField, StochasticFunctions
 
 programs = ProgramCache()
@@ -245,7 +246,8 @@ def run_with_progress(equation, settings, layout, inputs, shape, report):
     """
     state, part = None, None
     while part is None or part["running"]:
-        part = run_eagerly(equation, settings, layout, inputs | {"state": state}, shape, trace_part)
+        given = inputs | {"state": state}
+        part = run_eagerly(equation, settings, layout, given, shape, trace_part)
         state = part["state"]
         report(float(part["covered"]))
     return part["answer"]
@@ -306,11 +308,13 @@ def bind(lifted, settings, layout, inputs, shape):
 def _implicit(lifted, settings, inputs, terms):
     """What implicit methods know of the equation."""
     constant = not settings.solver.adaptive or isinstance(settings.controller, Constant)
+    banded = lifted.sparsity is not None and not {"mass", "mass_inverse"} & inputs.keys()
     return Implicit(
         inputs.get("mass"),
         inputs.get("mass_inverse"),
         lifted.jacobian,
         lifted.sparsity,
+        find_band(lifted.sparsity) if banded else None,
         None if constant else (terms.rtol, terms.atol),
     )
 

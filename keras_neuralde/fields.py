@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from keras_neuralde.solvers.banded import BandedJacobian
+
 #: Up to this size a Jacobian is written out row by row: XLA merges what the rows share.
 _UNROLLED = 8
 
@@ -17,6 +19,7 @@ class Implicit(NamedTuple):
         mass_inverse: instead, the inverse of a mass matrix, for methods that want y' itself.
         jacobian: the `captures.LiftedFunction` of the user's `jacobian(t, y, p)`, or `None`.
         sparsity: `(n, n)` booleans, where the Jacobian may be nonzero, or `None`.
+        band: a `banded.Band` of it, where blocks pay, or `None`.
         tolerances: `(rtol, atol)` as in `Terms`, what Newton iterations are measured by; `None`
             with constant steps.
     """
@@ -25,6 +28,7 @@ class Implicit(NamedTuple):
     mass_inverse: Any = None
     jacobian: Any = None
     sparsity: Any = None
+    band: Any = None
     tolerances: Any = None
 
 
@@ -122,8 +126,9 @@ class Field:
 
         Returns:
             `(jacobian, time_derivative)`: the n rows of the Jacobian, a list of
-            `(trajectories, n)` tensors, for small systems, else one `(trajectories, n, n)`
-            tensor; and a `(rows, width)` tensor, or `None` for fields that do not read the time.
+            `(trajectories, n)` tensors, for small systems, a `banded.BandedJacobian`, or one
+            `(trajectories, n, n)` tensor; and a `(rows, width)` tensor, or `None` for fields that
+            do not read the time.
         """
         z, time = self.split(y), self._time(t, y)
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
@@ -192,6 +197,13 @@ class Field:
             weights = tf.zeros_like(out) + members
             groups.append(_or_zeros(tape.gradient(out, z, output_gradients=weights), z))
         compressed = tf.stack(groups, axis=1)
+        band = self.implicit.band
+        if band is not None:
+            n = self._layout.width
+            flat = tf.reshape(compressed, (-1, compressed.shape[1] * n))
+            entries = tf.gather(flat, colours[band.rows] * n + band.columns, axis=1)
+            entries = entries * tf.constant(band.mask, z.dtype)
+            return BandedJacobian(tf.transpose(entries, [1, 2, 0, 3, 4]), band)
         return tf.gather(compressed, colours, axis=1) * tf.constant(sparsity, z.dtype)
 
     def _given_jacobian(self, time, y, theta):

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import textwrap
 
+import pytest
+
 SCRIPT = """
     import numpy as np, tensorflow as tf, keras
     import keras_neuralde as nde
@@ -23,7 +25,9 @@ SCRIPT = """
         with tf.GradientTape() as tape:
             tape.watch(p)
             problem = nde.ODEProblem(field, y0, (0.0, 1.0), p)
-            sol = nde.solve(problem, saveat=times.value(), rtol=rtol, batch_ndims=1)
+            sol = nde.solve(
+                problem, "SOLVER", saveat=times.value(), rtol=rtol, batch_ndims=1
+            )
             loss = tf.reduce_sum(sol.y)
         return loss, tape.gradient(loss, [p, kernel])
 
@@ -35,11 +39,12 @@ SCRIPT = """
 """
 
 
-def test_a_training_step_compiles_once(tmp_path):
+@pytest.mark.parametrize("solver", ["tsit5", "rosenbrock23", "trbdf2"])
+def test_a_training_step_compiles_once(tmp_path, solver):
     flags = {"XLA_FLAGS": f"--xla_dump_to={tmp_path} --xla_dump_hlo_as_text"}
     environment = {**os.environ, **flags}
     run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(SCRIPT)],
+        [sys.executable, "-c", textwrap.dedent(SCRIPT).replace("SOLVER", solver)],
         env=environment,
         capture_output=True,
         text=True,

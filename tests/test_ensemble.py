@@ -291,3 +291,34 @@ class TestStochasticEquations:
 
         with pytest.raises(ValueError, match="same functions"):
             nde.solve_ensemble(self.problem(), 2, "milstein", vary=vary, seed=1, **self.GRID)
+
+
+def test_mass_matrices_and_jacobians_are_those_of_the_problem():
+    """0 = z - p x², x' = -z, so that x = 1 / (1 / x0 + p t)."""
+
+    def field(t, y, p):
+        return tf.stack([-y[1], y[1] - p * y[0] ** 2])
+
+    def jacobian(t, y, p):
+        zero, one = tf.zeros_like(p), tf.ones_like(p)
+        return tf.stack([tf.stack([zero, -one]), tf.stack([-2.0 * p * y[0], one])])
+
+    problem = nde.ODEProblem(
+        field,
+        np.array([0.5, 0.25]),
+        (0.0, 1.0),
+        1.0,
+        mass_matrix=np.diag([1.0, 0.0]),
+        jacobian=jacobian,
+    )
+
+    def vary(problem, i, seed):
+        p = 1.0 + tf.cast(i, tf.float64)
+        return problem.remake(p=p, y0=tf.stack([tf.constant(0.5, tf.float64), 0.25 * p]))
+
+    sol = nde.solve_ensemble(problem, 3, "rodas5p", vary=vary, rtol=1e-8, atol=1e-8)
+    p = np.arange(1.0, 4.0)
+    x = 1.0 / (2.0 + p)
+    np.testing.assert_allclose(sol.y, np.stack([x, p * x**2], -1), rtol=1e-7)
+    with pytest.raises(ValueError, match="`mass_matrix` belongs to implicit"):
+        nde.solve_ensemble(problem, 3, "tsit5", vary=vary)

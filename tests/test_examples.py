@@ -208,3 +208,21 @@ def test_a_constrained_network_fits_robertson():
     example = load("10_robertson_constrained")
     results = [example.run(seed)[1] for seed in range(3)]
     assert max(result.minimum for result in results) <= 1e-6, results
+
+
+def test_advection_diffusion_data():
+    """Against values computed independently."""
+    field = load("15_advection_diffusion").data().numpy()
+    np.testing.assert_allclose(
+        field[-1, [0, 14, 29]], [0.39400448, 0.19525549, 0.01318756], rtol=1e-6
+    )
+    np.testing.assert_allclose(field.sum(), 155.51662973, rtol=1e-8)
+    np.testing.assert_allclose((field**2).sum(), 38.7527496025, rtol=1e-8)
+
+
+@pytest.mark.slow
+def test_the_unknown_flux_is_fitted():
+    example = load("15_advection_diffusion")
+    result, field = example.run()
+    assert result.minimum < 5e-6, result
+    assert np.abs(field - example.data()).max() < 0.02

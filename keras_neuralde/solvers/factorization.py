@@ -164,6 +164,13 @@ class GaussJordan:
         x = self._apply_transposed(b)
         return x + self._apply_transposed(b - self._times(self._matrix, x, transpose=True))
 
+    @property
+    def inverse(self):
+        """A⁻¹ itself, for matrices of up to 16 unknowns."""
+        if not self._fused:
+            raise ValueError("the inverse of a larger matrix is kept in another order")
+        return self._inverse
+
     def _apply(self, b):
         if self._fused:
             return self._times(self._inverse, b)

@@ -4,6 +4,7 @@ import dataclasses
 
 import tensorflow as tf
 
+from keras_neuralde.solvers import banded
 from keras_neuralde.solvers.factorization import UNROLLED, factor
 from keras_neuralde.solvers.krylov import KrylovJacobian, KrylovMatrix
 
@@ -77,13 +78,15 @@ class IterationMatrix:
 
     Args:
         g: the bound field.
-        jacobian: what `g.linearise` returned: n rows of `(trajectories, n)`, or one
-            `(trajectories, n, n)` tensor.
+        jacobian: what `g.linearise` returned.
         scale: s, `(rows, 1)`: the step size times γ.
     """
 
     def __init__(self, g, jacobian, scale):
         self._g = g
+        if isinstance(jacobian, banded.BandedJacobian):
+            self._factors = banded.BlockTridiagonal(jacobian, scale)
+            return
         mass = g.implicit.mass
         if mass is not None:
             # A row that rests has s = 0; there M alone may be singular, and nothing is solved.
@@ -133,14 +136,27 @@ def jacobian_times(g, jacobian, x):
     if isinstance(jacobian, KrylovJacobian):
         return g.push(jacobian.t, jacobian.y, x)
     z = g.split(x)
+    if isinstance(jacobian, banded.BandedJacobian):
+        entries, band = jacobian
+        blocks = [entries[:, offset] for offset in range(3)]
+        return g.join(banded.from_blocks(band, banded.multiply(blocks, banded.to_blocks(band, z))))
     if isinstance(jacobian, list):
         return g.join(tf.stack([tf.reduce_sum(row * z, axis=1) for row in jacobian], axis=1))
     return g.join(tf.linalg.matvec(jacobian, z))
 
 
+def entries_of(jacobian):
+    """The tensors that hold a Jacobian, as a list."""
+    if isinstance(jacobian, banded.BandedJacobian):
+        return [jacobian.entries]
+    return list(jacobian) if isinstance(jacobian, list) else [jacobian]
+
+
 def outer_sum(g, lefts, rights, like):
     """Σ_i left_i right_iᵀ for every trajectory, in the form of the Jacobian `like`."""
     pairs = [(g.split(left), g.split(right)) for left, right in zip(lefts, rights, strict=True)]
+    if isinstance(like, banded.BandedJacobian):
+        return banded.outer_blocks(like.band, *zip(*pairs, strict=True))
     if isinstance(like, list):
         return [
             tf.add_n([left[:, i : i + 1] * right for left, right in pairs])

@@ -7,6 +7,7 @@ from keras_neuralde.solvers.base import Solver, Step, pull_back
 from keras_neuralde.solvers.explicit_rk import combine
 from keras_neuralde.solvers.iteration_matrix import (
     LinearSolver,
+    entries_of,
     iteration_matrix,
     jacobian_times,
     outer_sum,
@@ -195,7 +196,7 @@ class Rosenbrock(Solver):
                 rate = g.rate(*start)
             cotangents = scaled
         else:
-            linear = [*(jacobian if isinstance(jacobian, list) else [jacobian])]
+            linear = entries_of(jacobian)
             bar = outer_sum(g, scaled, us, jacobian)
             cotangents = [*(bar if isinstance(bar, list) else [bar])]
         linear += [] if rate is None else [rate]
