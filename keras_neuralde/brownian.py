@@ -1,0 +1,247 @@
+"""Brownian motion that is never stored: every increment is computed from its key when asked for.
+
+Random numbers come from a counter: Philox4x32-10 (Salmon, Moraes, Dror & Shaw, "Parallel random
+numbers: as easy as 1, 2, 3", SC 2011) maps (seed; trajectory, component, cell, node) to 128 bits.
+They are integer operations, so that compiled programs, plain graphs and all devices see the same
+bits, and a trajectory's noise depends on the seed and on its number alone.
+
+Time is cut into cells of equal width with independent increments. Inside a cell the path is a
+binary tree: the midpoint of an interval is drawn from the law that is conditional on the increment
+w and the space-time Lévy area H of the interval (Foster, Lyons & Oberhauser, "An optimal polynomial
+approximation of Brownian motion", SIAM J. Numer. Anal. 58, 2020). The path is thus one function of
+time, whatever steps ask for it and in whatever order or direction.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+# Halvings of a cell. Below that the path is drawn from its exact law, given the small interval's
+# increment and area, with one pair of normals for the whole interval.
+_DEPTH = 24
+
+
+class Increment(NamedTuple):
+    """What a path does between two times.
+
+    Attributes:
+        w: `(rows, components)`, W(t_next) - W(t).
+        area: the same shape, the space-time Lévy area H: the mean over the interval of W minus the
+            chord between its ends. It is independent of `w` and N(0, |t_next - t| / 12), and
+            the integral of W(s) - W(t) over the interval is (t_next - t) (w / 2 + area).
+    """
+
+    w: tf.Tensor
+    area: tf.Tensor
+
+
+class BrownianPath:
+    """The Brownian paths of a batch of trajectories, `components` independent ones for each.
+
+    Args:
+        seed: `(2,)` int32, or `(rows, 2)` for a seed of each trajectory.
+        trajectory: `(rows,)` int32, the numbers of the trajectories.
+        components: how many independent Brownian motions a trajectory has.
+        start: `(rows,)`, one end of the time span.
+        end: `(rows,)`, the other end.
+        cell: scalar, the width of the cells, counted from `start`; `None` for one cell, the span.
+        split: whether times inside a cell may be asked for. Without it an interval must be one
+            cell: that is the fast path of a grid of fixed steps.
+
+    Example:
+
+    >>> import tensorflow as tf
+    >>> span = tf.zeros(1), tf.ones(1)
+    >>> path = BrownianPath(tf.constant([7, 0]), tf.constant([0]), 2, *span)
+    >>> whole = path(*span)
+    >>> halves = path(tf.constant([0.0]), tf.constant([0.5])), path(tf.constant([0.5]), span[1])
+    >>> bool(tf.reduce_all(tf.abs(halves[0].w + halves[1].w - whole.w) < 1e-6))
+    True
+    """
+
+    def __init__(self, seed, trajectory, components, start, end, cell=None, split=True):
+        seed = tf.transpose(tf.bitcast(tf.reshape(seed, (-1, 2)), tf.uint32))
+        self._key = seed[:1], seed[1:]
+        # Inside, components come first and trajectories last: long rows make quick programs.
+        self._trajectory = tf.bitcast(trajectory, tf.uint32)[None, :]
+        self._component = tf.cast(tf.range(components, dtype=tf.int32), tf.uint32)[:, None]
+        self._start, self._end, self._cell, self._split = start, end, cell, split
+
+    def __call__(self, t, t_next):
+        """The increment from `t` to `t_next`, `(rows,)` each; they lie in the same cell.
+
+        `t_next` may be before `t`; then `w` is W(t_next) - W(t) all the same.
+        """
+        if self._split:
+            w, area = self._between(t, t_next)
+        else:
+            h = tf.abs(t_next - t)
+            z = self._normals(self._cell_of(t, t_next)[0], tf.ones_like(h, tf.uint32), t.dtype)
+            sign = tf.where(t_next < t, -tf.ones_like(h), tf.ones_like(h))
+            w, area = sign * tf.sqrt(h) * z[0], tf.sqrt(h / 12.0) * z[1]
+        w, area = tf.stop_gradient(tf.transpose(w)), tf.stop_gradient(tf.transpose(area))
+        return Increment(w, area)
+
+    def _cell_of(self, t, t_next):
+        """The numbers of the cells, `(rows,)` uint32, where they begin in time, their widths."""
+        low, high = tf.minimum(self._start, self._end), tf.maximum(self._start, self._end)
+        if self._cell is None:
+            return tf.zeros_like(low, tf.uint32), low, high - low
+        # Cells are counted from `start`, but numbered from the lower end, so that both directions
+        # agree where the span is a whole number of cells.
+        backwards = self._end < self._start
+        count = tf.maximum(tf.math.ceil((high - low) / self._cell - 1e-3), 1.0)
+        middle = tf.abs(0.5 * (t + t_next) - self._start)
+        step = tf.minimum(tf.floor(middle / self._cell), count - 1.0)
+        near = step * self._cell
+        far = tf.where(step == count - 1.0, high - low, near + self._cell)
+        begin = tf.where(backwards, high - far, low + near)
+        number = tf.where(backwards, count - 1.0 - step, step)
+        return tf.cast(tf.cast(number, tf.int64), tf.uint32), begin, far - near
+
+    def _normals(self, cell, node, dtype):
+        """Two independent normal numbers for each component and trajectory."""
+        zero = tf.zeros_like(self._component + node)
+        component, trajectory = self._component + zero, self._trajectory + zero
+        bits = philox(self._key, (cell + zero, node + zero, component, trajectory))
+        return normals(bits, dtype)
+
+    def _between(self, t, t_next):
+        """Descends the tree to both times at once, in float64: differences lose digits.
+
+        Arrays are `(2, components, rows)`, the first axis for the two times.
+        """
+        dtype = t.dtype
+        cell, low, width = self._cell_of(t, t_next)
+        low, width = tf.cast(low, tf.float64), tf.cast(width, tf.float64)
+        times = tf.cast(tf.stack([t, t_next]), tf.float64)[:, None, :]
+        size = width + tf.zeros_like(times)
+        x = (times - low) / tf.where(size > 0.0, size, tf.ones_like(size))
+        x = _on_grid(tf.clip_by_value(x, 0.0, 1.0), times, size, dtype)
+        node = tf.ones_like(x, tf.uint32)
+
+        def draw(node):
+            return [tf.cast(z, tf.float64) for z in self._normals(cell, node, dtype)]
+
+        z = draw(node)
+        w, area = tf.sqrt(size) * z[0], tf.sqrt(size / 12.0) * z[1]
+
+        def more(depth, x, *_):
+            return (depth < _DEPTH) & tf.reduce_any((x > 0.0) & (x < 1.0))
+
+        def halve(depth, x, node, size, z0, z1, w, area, position, integral):
+            bend, twist = tf.sqrt(size / 16.0) * z0, tf.sqrt(size / 48.0) * z1
+            left, left_area = 0.5 * w + 1.5 * area + bend, 0.25 * area - 0.5 * bend + twist
+            going = (x > 0.0) & (x < 1.0)
+            up, down = going & (x >= 0.5), going & (x < 0.5)
+            over = 0.5 * size * (position + 0.5 * left + left_area)
+            integral += tf.where(up, over, 0.0)
+            position += tf.where(up, left, 0.0)
+            w = tf.where(up, w - left, tf.where(down, left, w))
+            area = tf.where(up, left_area - 2.0 * twist, tf.where(down, left_area, area))
+            x = tf.where(going, 2.0 * x - tf.where(up, tf.ones_like(x), 0.0), x)
+            node = tf.where(going, 2 * node + tf.cast(up, tf.uint32), node)
+            size = tf.where(going, 0.5 * size, size)
+            # Drawn here for the next turn: the loop's boundary keeps XLA from drawing them again
+            # for each of the lines above.
+            return depth + 1, x, node, size, *draw(2 * node), w, area, position, integral
+
+        zero = tf.zeros_like(w)
+        loop = (tf.constant(0), x, node, size, *draw(2 * node), w, area, zero, zero)
+        _, x, _, size, z0, z1, w, area, position, integral = tf.while_loop(more, halve, loop)
+        part, part_area = _part(x, size, w, area, z0, z1)
+        integral += x * size * (position + 0.5 * part + part_area)
+        position += part
+        h = times[1] - times[0]
+        mean = (integral[1] - integral[0]) / tf.where(h == 0.0, tf.ones_like(h), h)
+        chord = 0.5 * (position[0] + position[1])
+        bent = tf.where(h == 0.0, tf.zeros_like(mean), mean - chord)
+        return tf.cast(position[1] - position[0], dtype), tf.cast(bent, dtype)
+
+
+def _on_grid(x, times, width, dtype):
+    """A time that the dtype cannot tell from a coarse node is that node: a short descent."""
+    nearest = tf.round(x * 2.0**20) * 2.0**-20
+    eps = float(np.finfo(dtype.as_numpy_dtype).eps)
+    return tf.where(tf.abs(x - nearest) * width <= eps * (width + tf.abs(times)), nearest, x)
+
+
+def _part(x, size, w, area, z0, z1):
+    """Increment and area of the first `x` of an interval, from the exact conditional law.
+
+    `x` may be 0 or 1; then nothing is left to chance.
+    """
+    y = 1.0 - x
+    spread = tf.sqrt(tf.maximum(size * x * y * (1.0 - 3.0 * x * y), 0.0))
+    part = x * w + 6.0 * x * y * area + spread * z0
+    rest = w - part
+    cubes = x * x * x + y * y * y
+    known = 0.5 * w + area - 0.5 * x * part - y * part - 0.5 * y * rest
+    wobble = tf.sqrt(size * x * y * y * y / (12.0 * cubes))
+    return part, x * x * known / cubes + wobble * z1
+
+
+def philox(key, counter):
+    """Philox4x32-10: four words of random bits for each counter.
+
+    Args:
+        key: two uint32 tensors.
+        counter: four uint32 tensors of one shape.
+
+    Returns:
+        Four uint32 tensors of that shape.
+    """
+    k0, k1 = key
+    c0, c1, c2, c3 = counter
+    for _ in range(10):
+        high0, low0 = _multiply(c0, 0xD2511F53)
+        high1, low1 = _multiply(c2, 0xCD9E8D57)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = k0 + 0x9E3779B9, k1 + 0xBB67AE85
+    return c0, c1, c2, c3
+
+
+def _multiply(word, constant):
+    """The high and the low word of a product of 32-bit words."""
+    product = tf.cast(word, tf.uint64) * tf.constant(constant, tf.uint64)
+    high = tf.bitwise.right_shift(product, tf.constant(32, tf.uint64))
+    return tf.cast(high, tf.uint32), tf.cast(product, tf.uint32)
+
+
+def normals(bits, dtype):
+    """Two independent standard normal tensors from four words (Box & Muller, 1958).
+
+    Sine and cosine are polynomials on an eighth of the circle: XLA would call the C library once
+    for each number, at three times the cost.
+    """
+    radius, angle = bits[0], bits[1]
+    low_radius, low_angle = bits[2], bits[3]
+    quarter = tf.bitwise.right_shift(angle + (1 << 29), tf.constant(30, tf.uint32))
+    turn = tf.cast(tf.bitcast(tf.bitwise.left_shift(angle, tf.constant(2, tf.uint32)), tf.int32),
+                   dtype)  # fmt: skip
+    if dtype == tf.float64:
+        uniform = tf.cast(radius, dtype) + (tf.cast(low_radius, dtype) + 1.0) * 2.0**-32
+        turn += tf.cast(low_angle, dtype) * 2.0**-30
+        terms = 9
+    else:
+        uniform = tf.cast(radius, dtype) + 1.0
+        terms = 5
+    r = tf.sqrt(-2.0 * tf.math.log(uniform * 2.0**-32))
+    a = turn * (2.0 * np.pi * 2.0**-34)
+    sine, cosine = _sine_and_cosine(a, terms)
+    odd = (quarter & 1) > 0
+    first, second = tf.where(odd, sine, cosine), tf.where(odd, cosine, sine)
+    first = tf.where(((quarter + 1) & 2) > 0, -first, first)
+    second = tf.where((quarter & 2) > 0, -second, second)
+    return r * first, r * second
+
+
+def _sine_and_cosine(a, terms):
+    """Taylor polynomials on [-π/4, π/4]."""
+    square = a * a
+    sine = cosine = tf.ones_like(a)
+    for n in range(terms, 0, -1):
+        sine = 1.0 - square * sine / float(2 * n * (2 * n + 1))
+        cosine = 1.0 - square * cosine / float((2 * n - 1) * 2 * n)
+    return a * sine, cosine
