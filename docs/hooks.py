@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+from keras_neuralde.solvers.sde import STOCHASTIC
 from keras_neuralde.tableaus import EXPLICIT
 
 _RESULTS = pathlib.Path(__file__).parents[1] / "benchmarks" / "results"
@@ -70,8 +71,27 @@ def frozen_rows():
         yield ""
 
 
+def stochastic_rows():
+    """The rows of the methods for stochastic equations."""
+    yield "| Name | Strong order | Additive noise | Weak | Integral | Noise | Steps | Source |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for method in STOCHASTIC.values():
+        cells = [
+            f"`{method.name}`",
+            method.strong_order,
+            method.strong_order_additive or method.strong_order,
+            method.weak_order,
+            ", ".join(method.interpretations),
+            ", ".join(method.noises),
+            "fixed" if method.error_order is None else "adaptive",
+            method.source,
+        ]
+        yield "| " + " | ".join(map(str, cells)) + " |"
+
+
 _TABLES = {
     "<!-- explicit methods -->": explicit_rows,
     "<!-- adjoints -->": adjoint_rows,
     "<!-- frozen steps -->": frozen_rows,
+    "<!-- stochastic methods -->": stochastic_rows,
 }

@@ -21,6 +21,7 @@ from keras_neuralde.minimize_result import MinimizeResult as MinimizeResult
 from keras_neuralde.minimize_result import MinimizeStatus as MinimizeStatus
 from keras_neuralde.parameters import flatten_parameters as flatten_parameters
 from keras_neuralde.problems import ODEProblem as ODEProblem
+from keras_neuralde.problems import SDEProblem as SDEProblem
 from keras_neuralde.solution import Solution as Solution
 from keras_neuralde.solution import SolveError as SolveError
 from keras_neuralde.solution import Stats as Stats

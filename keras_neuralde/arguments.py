@@ -1,13 +1,16 @@
 """What a caller of `solve` passes, checked at the door and made into tensors and settings."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework.config import (
+    is_op_determinism_enabled as op_determinism_is_enabled,
+)
 
 from keras_neuralde import adjoints, controllers, solvers, values
-from keras_neuralde.problems import ODEProblem
+from keras_neuralde.problems import ODEProblem, SDEProblem
 from keras_neuralde.solvers.delegated import warn_about_joint_steps
 from keras_neuralde.state import StateLayout
 
@@ -64,6 +67,11 @@ class Settings:
         )  # fmt: skip
 
     @property
+    def constant_steps(self):
+        """Whether all steps are equal."""
+        return isinstance(self.controller, controllers.Constant)
+
+    @property
     def chooses_steps(self):
         """Whether the steps depend on the solution."""
         return isinstance(self.controller, controllers.PID)
@@ -105,6 +113,7 @@ class Shape:
 
     saves: str  # "none", "scalar", "shared" or "per_sample"
     time_gradient: bool
+    on_grid: bool = False  # whether all save points are known to be ends of equal steps
 
 
 def _choice(name, value, allowed):
@@ -117,12 +126,34 @@ def _at_least(name, value, least):
         raise ValueError(f"`{name}` must be an integer of at least {least}. Received: {value!r}")
 
 
-def check_problem(problem):
-    """Refuses what is no problem that the solvers of this package can take."""
-    if not isinstance(problem, ODEProblem):
+def choose_solver(problem, solver):
+    """The solver that `"auto"` stands for."""
+    if not isinstance(problem, SDEProblem) or solver != "auto":
+        return solver
+    plain = problem.noise != "general" and problem.interpretation == "ito"
+    if problem.interpretation == "stratonovich":
+        raise ValueError(
+            "solver='auto' chooses among adaptive methods, which are for the Itô integral: name "
+            "one, such as 'stochastic_heun' with dt0. Received: interpretation='stratonovich'"
+        )
+    return "sosri" if plain else "lamba_em"
+
+
+def check_problem(problem, settings):
+    """Refuses what is no problem that the solver can take."""
+    if not isinstance(problem, (ODEProblem, SDEProblem)):
         raise TypeError(
-            "`problem` must be an ODEProblem. "
+            "`problem` must be an ODEProblem or an SDEProblem. "
             f"Received: {problem!r} of type {type(problem).__name__}"
+        )
+    solver = settings.solver
+    if isinstance(problem, SDEProblem):
+        _check_stochastic(problem, settings)
+        return
+    if solver.stochastic:
+        raise ValueError(
+            f"solver {solver.name!r} is for an SDEProblem; an ODEProblem has no noise. Use an ODE "
+            "solver such as 'tsit5'."
         )
     for name in ("mass_matrix", "jacobian", "jac_sparsity"):
         if getattr(problem, name) is not None:
@@ -132,13 +163,57 @@ def check_problem(problem):
             )
 
 
+def _check_stochastic(problem, settings):
+    solver = settings.solver
+    stochastic = solvers.stochastic()
+    if not solver.stochastic:
+        raise ValueError(
+            f"an SDEProblem needs a solver for stochastic equations, one of {list(stochastic)}. "
+            f"Received: {solver.name!r}"
+        )
+
+    def fitting():
+        fit = [
+            name
+            for name, method in stochastic.items()
+            if problem.noise in method.noises and problem.interpretation in method.interpretations
+        ]
+        return f"Solvers that can: {fit}."
+
+    if problem.noise not in solver.noises:
+        raise ValueError(
+            f"solver {solver.name!r} takes the noise types {list(solver.noises)}. "
+            f"Received: noise={problem.noise!r}. {fitting()}"
+        )
+    if problem.interpretation not in solver.interpretations:
+        raise ValueError(
+            f"solver {solver.name!r} computes the integral of {list(solver.interpretations)}. "
+            f"Received: interpretation={problem.interpretation!r}. {fitting()}"
+        )
+    if settings.dense:
+        raise ValueError(
+            "dense=True is not for stochastic equations: their paths have no interpolant. Ask for "
+            "save points; each of them ends a step."
+        )
+    if settings.adjoint.name != "discrete":
+        raise ValueError(
+            "a stochastic equation has the gradient adjoint='discrete' only. "
+            f"Received: adjoint={settings.adjoint!r}"
+        )
+    if settings.joint:
+        raise ValueError(
+            "step_control='joint' is not for stochastic equations: each trajectory has its own "
+            "noise and its own steps. Leave it out."
+        )
+
+
 def _known(tensor):
     """The NumPy value of a tensor, or `None` inside a graph."""
     value = tf.get_static_value(tensor)
     return None if value is None else np.asarray(value)
 
 
-def prepare(problem, settings, saveat, rtol, atol, dt0, dt_min, steps):
+def prepare(problem, settings, saveat, rtol, atol, dt0, dt_min, steps, seed=None):
     """Checks the arguments and makes them tensors: `(layout, inputs, shape)`."""
     y0, p = values.as_nest(problem.y0), values.as_nest(problem.p)
     dtype = values.common_dtype(y0, p)
@@ -154,6 +229,7 @@ def prepare(problem, settings, saveat, rtol, atol, dt0, dt_min, steps):
     t1 = _time(t1, dtype, "t_span[1]", layout)
     saves, kind = _saves(saveat, dtype, layout)
     saves = _check_times(t0, t1, saves, watched)
+    default_rtol, default_atol = settings.solver.default_tolerances
     inputs = {
         "y0": y0,
         "p": p,
@@ -161,12 +237,88 @@ def prepare(problem, settings, saveat, rtol, atol, dt0, dt_min, steps):
         "t1": t1,
         "saves": saves,
         "steps": _recorded_steps(steps, dtype, layout),
-        "rtol": _tolerance(1e-3 if rtol is None else rtol, "rtol", y0, dtype),
-        "atol": _tolerance(1e-6 if atol is None else atol, "atol", y0, dtype),
+        "rtol": _tolerance(default_rtol if rtol is None else rtol, "rtol", y0, dtype),
+        "atol": _tolerance(default_atol if atol is None else atol, "atol", y0, dtype),
         "dt0": _step_size(0.0 if dt0 is None else dt0, dtype, "dt0", positive=dt0 is not None),
         "dt_min": _step_size(dt_min, dtype, "dt_min", positive=False),
     }
-    return layout, inputs, Shape(kind, watched)
+    if not isinstance(problem, SDEProblem):
+        return layout, inputs, Shape(kind, watched)
+    inputs["seed"], inputs["trajectory"] = _seed(seed, layout)
+    # A Brownian path has no derivative with respect to time.
+    on_grid = settings.constant_steps and _on_grid(t0, t1, inputs["dt0"], saves)
+    return layout, inputs, Shape(kind, False, on_grid)
+
+
+class TrajectorySeeds(NamedTuple):
+    """The noise of the trajectories with given numbers: what an ensemble passes as `seed`.
+
+    Attributes:
+        seed: the ensemble's, an integer or a `(2,)` tensor.
+        trajectory: int32 of the batch shape.
+    """
+
+    seed: Any
+    trajectory: tf.Tensor
+
+
+def _seed(seed, layout):
+    """The words of the seed, `(2,)` or `(rows, 2)` int32, and the trajectories' numbers."""
+    if isinstance(seed, TrajectorySeeds):
+        return _seed(seed.seed, layout)[0], seed.trajectory
+    if seed is None:
+        return _fresh_seed(), None
+    if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool):
+        words = [int(seed) % 2**32, (int(seed) >> 32) % 2**32]
+        return tf.constant(np.array(words, np.uint32).view(np.int32)), None
+    if not (values.is_tensor(seed) or isinstance(seed, np.ndarray)):
+        raise TypeError(
+            f"`seed` must be an integer, a tensor of integers or None. Received: {seed!r}"
+        )
+    seed = tf.convert_to_tensor(seed)
+    if not seed.dtype.is_integer:
+        raise TypeError(f"`seed` must hold integers. Received: {seed.dtype.name}")
+    if seed.dtype.size != 4:
+        seed = tf.cast(seed, tf.int32)
+    seed = tf.bitcast(seed, tf.int32)
+    if seed.shape.rank == 0:
+        return tf.stack([seed, tf.zeros_like(seed)]), None
+    each = tf.TensorShape(layout.batch_shape).concatenate([2])
+    if seed.shape.rank > 1 and seed.shape.is_compatible_with(each):
+        return tf.reshape(seed, (-1, 2)), tf.zeros_like(seed[..., 0])
+    if not seed.shape.is_compatible_with([2]):
+        raise ValueError(
+            f"`seed` must be a scalar, of shape (2,), or {each} for a seed of each trajectory. "
+            f"Received shape: {seed.shape}"
+        )
+    return seed, None
+
+
+def _fresh_seed():
+    if op_determinism_is_enabled():
+        raise ValueError(
+            "tf.config.experimental.enable_op_determinism() asks for the same numbers in every "
+            "run: give this solve a `seed`. Received: seed=None"
+        )
+    if tf.executing_eagerly():
+        return tf.constant(np.random.default_rng().integers(-(2**31), 2**31, 2, dtype=np.int32))
+    limits = {"minval": tf.int32.min, "maxval": tf.int32.max}
+    return tf.random.uniform((2,), dtype=tf.int32, **limits)
+
+
+def _on_grid(t0, t1, step, saves):
+    """Whether every save point is known to end a step of the grid."""
+    if saves is None:
+        return True
+    start, end, step, times = (_known(value) for value in (t0, t1, step, saves))
+    if start is None or end is None or step is None or times is None:
+        return False
+    start, end = start[..., None], end[..., None]
+    steps = np.abs(times - start) / step
+    eps = np.finfo(times.dtype).eps
+    slack = 4 * eps * (steps + (np.abs(start) + np.abs(times)) / step)
+    whole = np.abs(steps - np.round(steps)) <= slack
+    return bool(np.all(whole | (times == end) | np.isnan(times)))
 
 
 def _initial_state(y0, dtype):

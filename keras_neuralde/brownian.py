@@ -83,6 +83,20 @@ class BrownianPath:
         w, area = tf.stop_gradient(tf.transpose(w)), tf.stop_gradient(tf.transpose(area))
         return Increment(w, area)
 
+    def align(self, t, t_next):
+        """A time shortly before `t_next`, as seen from `t`, at which the path is quick to find.
+
+        It is a fraction of the span with a power of two below, at most an eighth of the way back.
+        Steps that end there do not feel rounding: a path is rough, so that a step that is longer by
+        1e-8 meets noise that is different by 1e-4, and two machines would soon take other steps.
+        """
+        span = tf.abs(self._end - self._start)
+        halvings = tf.math.ceil(tf.math.log(span / tf.abs(t_next - t)) / np.log(2.0)) + 3.0
+        unit = span * tf.pow(tf.constant(0.5, span.dtype), halvings)
+        count = tf.floor(tf.abs(t_next - self._start) / unit + 1e-3)
+        forwards = self._end >= self._start
+        return tf.where(forwards, self._start + count * unit, self._start - count * unit)
+
     def _cell_of(self, t, t_next):
         """The numbers of the cells, `(rows,)` uint32, where they begin in time, their widths."""
         low, high = tf.minimum(self._start, self._end), tf.maximum(self._start, self._end)

@@ -2,6 +2,7 @@
 
 import enum
 import math
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -9,6 +10,7 @@ import tensorflow as tf
 from keras_neuralde import captures
 from keras_neuralde.adjoints.base import Task
 from keras_neuralde.adjoints.recorded import integrate_densely
+from keras_neuralde.brownian import BrownianPath
 from keras_neuralde.fields import Field
 from keras_neuralde.integrate import (
     ACCEPTED,
@@ -29,6 +31,7 @@ from keras_neuralde.integrate import (
 )
 from keras_neuralde.programs import ProgramCache, function_key
 from keras_neuralde.solution import Status
+from keras_neuralde.stochastic_field import LiftedEquation, StochasticField, StochasticFunctions
 
 programs = ProgramCache()
 _RING_BYTES = 1 << 25
@@ -36,7 +39,7 @@ _TURNS_OF_A_PART = 4096
 
 
 def lift_field(f, layout, inputs):
-    """Traces the field once and checks what it returns."""
+    """Traces the field once and checks what it returns; `f` may be `StochasticFunctions`."""
     t_shape = layout.batch_shape
     t = tf.TensorSpec(t_shape, layout.dtype)
 
@@ -44,8 +47,10 @@ def lift_field(f, layout, inputs):
         return None if leaf is None else tf.TensorSpec(leaf.shape, leaf.dtype)
 
     p = tf.nest.map_structure(spec, inputs["p"])
-    function = captures.lift(_checked(f, layout), t, layout.structure, p)
-    return function
+    stochastic = isinstance(f, StochasticFunctions)
+    drift = f.f if stochastic else f
+    function = captures.lift(_checked(drift, layout), t, layout.structure, p)
+    return f.lift(function, layout, p) if stochastic else function
 
 
 def _checked(f, layout):
@@ -110,7 +115,7 @@ def run_eagerly(f, settings, layout, inputs, shape, what):
 
     references: list = []
     key = (
-        function_key(f, references), settings, layout.batch_ndims, shape, gradient,
+        _equation_key(f, references), settings, layout.batch_ndims, shape, gradient,
         keyed(inputs), what.__name__,
     )  # fmt: skip
 
@@ -127,6 +132,12 @@ def run_eagerly(f, settings, layout, inputs, shape, what):
         return program
 
     return programs.get(key, references, make)(inputs)
+
+
+def _equation_key(f, references):
+    if not isinstance(f, StochasticFunctions):
+        return function_key(f, references)
+    return *(function_key(one, references) for one in (f.f, f.g)), f.noise, f.noise_dim
 
 
 def run_in_graph(f, settings, layout, inputs, shape, what):
@@ -164,7 +175,7 @@ def trace_part(function, settings, layout, inputs, shape, gradient):
     """
     bound = _bind(function, settings, layout, inputs, shape)
     field, y0, terms, _, _ = bound
-    plan = _plan(settings, terms.saves is not None, _segment_of_memory(settings, y0))
+    plan = _plan(settings, shape, _segment_of_memory(settings, y0))
     g = field.bind(field.theta)
     carry, outputs = inputs["state"] or begin(plan, g, y0, terms)
     carry, outputs = advance(plan, g, terms, carry, outputs, _TURNS_OF_A_PART)
@@ -205,6 +216,8 @@ def _answer(settings, layout, inputs, bound, y, control, num_f=None):
     has_saves = terms.saves is not None
     if num_f is None:
         num_f = _evaluations(settings, has_saves or settings.dense, control)
+        if settings.solver.copies > 1:
+            y = tf.split(y, settings.solver.copies, axis=-1)[0]
     status = tf.where(bad, tf.cast(Status.BAD_TIMES, y.dtype), control[STATUS])
     y = tf.where(bad[:, None], tf.constant(float("nan"), y.dtype), y)
     control = tf.concat([control[:STATUS], status[None], control[STATUS + 1 :]], axis=0)
@@ -221,7 +234,7 @@ def _answer(settings, layout, inputs, bound, y, control, num_f=None):
 def trace_steps(function, settings, layout, inputs, shape, gradient):
     """The times of the accepted steps of the solve; see `integrate_times`."""
     field, y0, terms, _, _ = _bind(function, settings, layout, inputs, shape)
-    plan = _plan(settings, terms.saves is not None, settings.max_record)
+    plan = _plan(settings, shape, settings.max_record)
     return integrate_times(plan, field.bind(field.theta), tf.stop_gradient(y0), terms)
 
 
@@ -230,14 +243,33 @@ def _bind(function, settings, layout, inputs, shape):
     leaves = tf.nest.flatten(inputs["y0"])
     batch_dims = layout.batch_dims(leaves)
     p_leaves = [leaf for leaf in tf.nest.flatten(inputs["p"]) if leaf is not None]
-    substitute = settings.solver.delegated and bool(function.captures)
-    field = Field(function, layout, batch_dims, p_leaves, substitute)
     y0 = layout.pack(inputs["y0"])
     terms, bad = _terms(layout, inputs, y0, shape, settings.dense)
+    if isinstance(function, LiftedEquation):
+        path = _brownian_path(function.components(layout), settings, inputs, terms, shape)
+        field: Any = StochasticField(function, layout, batch_dims, p_leaves, path)
+    else:
+        substitute = settings.solver.delegated and bool(function.captures)
+        field = Field(function, layout, batch_dims, p_leaves, substitute)
+    if settings.solver.copies > 1:
+        y0 = tf.tile(y0, [1, settings.solver.copies])
     return field, y0, terms, bad, batch_dims
 
 
-def _plan(settings, saves, segment):
+def _brownian_path(components, settings, inputs, terms, shape):
+    """The noise of all rows. It covers the whole span, whatever the save points are."""
+    rows = tf.shape(terms.t0)[0]
+    end = tf.broadcast_to(tf.reshape(inputs["t1"], [-1]), [rows])
+    trajectory = inputs["trajectory"]
+    trajectory = tf.range(rows) if trajectory is None else tf.reshape(trajectory, [-1])
+    cell = inputs["dt0"] if settings.constant_steps else None
+    return BrownianPath(
+        inputs["seed"], trajectory, components, terms.t0, end, cell=cell, split=not shape.on_grid
+    )
+
+
+def _plan(settings, shape, segment):
+    saves = shape.saves != "none" or settings.dense
     return Plan(
         settings.solver,
         settings.controller,
@@ -247,12 +279,13 @@ def _plan(settings, saves, segment):
         saves,
         False,
         settings.first_step,
+        saves and not settings.solver.interpolates and not shape.on_grid,
     )
 
 
 def _integrate(field, y0, terms, settings, shape, gradient):
     """The states and the control block, through the adjoint where a gradient may be asked for."""
-    plan = _plan(settings, terms.saves is not None, _segment_of_memory(settings, y0))
+    plan = _plan(settings, shape, _segment_of_memory(settings, y0))
     if gradient is Gradient.NEVER:
         outcome = integrate(plan, field.bind(field.theta), y0, terms)
         return outcome.y, outcome.control
@@ -263,7 +296,7 @@ def _integrate(field, y0, terms, settings, shape, gradient):
 
 def _integrate_densely(field, y0, terms, settings, shape):
     """The same with every step on record, which is returned too."""
-    plan = _plan(settings, True, settings.max_record)
+    plan = _plan(settings, shape, settings.max_record)
     task = Task(plan, settings.checkpoints, settings.max_record, shape.time_gradient, True)
     without = terms._replace(saves=None)
     y, ring, turns, control = integrate_densely(task, field, y0, without)

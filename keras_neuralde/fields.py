@@ -40,6 +40,12 @@ class Field:
 
     def __call__(self, t, y, theta):
         """`t` of shape `(rows,)` and `y` of shape `(rows, width)` → `(rows, width)`."""
+        packed = self._layout.pack(self._evaluate(t, y, theta))
+        packed.set_shape(y.shape)
+        return packed
+
+    def _evaluate(self, t, y, theta):
+        """What the user's function returns."""
         leaves = list(self._p_leaves)
         for index, value in zip(self._floating, theta, strict=False):
             leaves[index] = value
@@ -47,12 +53,8 @@ class Field:
         time = self._time(t, nested)
         arguments = [time, *tf.nest.flatten(nested), *leaves]
         if self._substitute:
-            derivative = self._function.substituted(arguments, theta[len(self._floating) :])
-        else:
-            derivative = self._function(arguments)
-        packed = self._layout.pack(derivative)
-        packed.set_shape(y.shape)
-        return packed
+            return self._function.substituted(arguments, theta[len(self._floating) :])
+        return self._function(arguments)
 
     def bind(self, theta):
         """The field for given parameters, `g(t, y)`."""

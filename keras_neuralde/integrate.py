@@ -39,6 +39,7 @@ class Plan:
         saves: whether there are save points.
         save_slopes: whether to return the time derivative at the save points too.
         first_step: whether the first step is chosen automatically.
+        stops: whether steps end on the save points, because they cannot be interpolated.
     """
 
     solver: Any
@@ -49,6 +50,7 @@ class Plan:
     saves: bool
     save_slopes: bool = False
     first_step: bool = True
+    stops: bool = False
 
     @property
     def adaptive(self):
@@ -127,9 +129,8 @@ def start(plan, g, y0, terms):
     if plan.first_step:
         order = plan.solver.error_order + 1
         scale = terms.atol + terms.rtol * tf.abs(y0)
-        h = controllers.initial_step(
-            g, terms.t0, terms.t_end, y0, k1, terms.direction, scale, order
-        )
+        rule = plan.solver.initial_step or controllers.initial_step
+        h = rule(g, terms.t0, terms.t_end, y0, k1, terms.direction, scale, order)
     finite = tf.math.is_finite(tf.reduce_sum(k1 + y0, axis=1))
     span = tf.abs(terms.t_end - terms.t0)
     status = tf.where(finite, RUNNING * rows, float(Status.NON_FINITE))
@@ -168,7 +169,7 @@ def attempt(plan, g, terms, carry, forced=None):
     """
     t, h, accepted, rejected, status, *errors = tf.unstack(carry.control)
     running = status < 0.0
-    t_next = tf.where(running, _next_time(plan, terms, t, h, accepted), t)
+    t_next = tf.where(running, _next_time(plan, g, terms, t, h, accepted), t)
     step = plan.solver.step(g, t, t_next, carry.y, carry.solver_state, plan.saves)
 
     if plan.adaptive:
@@ -193,7 +194,11 @@ def attempt(plan, g, terms, carry, forced=None):
         factor = tf.where(grow, factor, tf.minimum(factor, 1.0))
         smallest = _smallest_step(terms, t)
         hopeless = ~accept & (tf.minimum(h, used) <= 1.5 * smallest)
-        h = tf.where(running, tf.maximum(used * factor, smallest), h)
+        proposed = tf.maximum(used * factor, smallest)
+        if plan.stops:
+            # A step that a save point cut short says little about the next one.
+            proposed = tf.where(accept & (used < h), tf.maximum(proposed, h), proposed)
+        h = tf.where(running, proposed, h)
     else:
         hopeless = ~accept
     one = tf.ones_like(t)
@@ -217,13 +222,24 @@ def attempt(plan, g, terms, carry, forced=None):
     return new, Ring(tf.stack([t, t_new]), carry.y, step.dense if plan.saves else ())
 
 
-def _next_time(plan, terms, t, h, accepted):
+def _next_time(plan, g, terms, t, h, accepted):
     """Where the proposed step ends; exactly on the end when it comes that near."""
     if plan.adaptive:
-        last = h * 1.01 >= tf.abs(terms.t_end - t)
-        return tf.where(last, terms.t_end, t + terms.direction * h)
+        end = _next_stop(terms, t) if plan.stops else terms.t_end
+        last = h * 1.01 >= tf.abs(end - t)
+        proposed = t + terms.direction * h
+        if plan.solver.stochastic:
+            proposed = g.align(t, proposed)
+        return tf.where(last, end, proposed)
     if plan.replays:
         return _next_recorded(terms, t, accepted)
+    if plan.stops:
+        # The grid of equal steps, refined by the save points.
+        elapsed = (tf.floor(tf.abs(t - terms.t0) / h + 1e-3) + 1.0) * h
+        last = elapsed + 1e-3 * h >= tf.abs(terms.t_end - terms.t0)
+        grid = tf.where(last, terms.t_end, terms.t0 + terms.direction * elapsed)
+        stop = _next_stop(terms, t)
+        return tf.where(terms.direction * stop < terms.direction * grid, stop, grid)
     # Counting instead of adding keeps a million equal steps on their grid.
     elapsed = (accepted + 1.0) * h
     last = elapsed + 1e-3 * h >= tf.abs(terms.t_end - terms.t0)
@@ -246,6 +262,31 @@ def _next_recorded(terms, t, accepted):
     return tf.where(last, terms.t_end, t + terms.direction * h)
 
 
+def _next_stop(terms, t):
+    """The first save point after `t` in each row, by bisection; the end where there is none."""
+    count = tf.shape(terms.saves)[0]
+    rows = tf.shape(t)[0]
+    shared = terms.saves.shape[1] == 1
+    flat = tf.reshape(terms.saves, [-1])
+
+    def later(index):
+        at = tf.gather(flat, index if shared else index * rows + tf.range(rows))
+        return at, ~(terms.direction * at <= terms.direction * t)
+
+    def halve(low, high):
+        # The answer lies in [low, high]; pads are later than everything.
+        middle = (low + high) // 2
+        after = later(middle)[1] | (middle >= high)
+        return tf.where(after, low, middle + 1), tf.where(after, middle, high)
+
+    low = tf.zeros_like(t, tf.int32)
+    low, _ = tf.while_loop(
+        lambda low, high: tf.reduce_any(low < high), halve, (low, low + (count - 1))
+    )
+    stop, after = later(low)
+    return tf.where(after & tf.math.is_finite(stop), stop, terms.t_end)
+
+
 def _smallest_step(terms, t):
     resolution = 4.0 * tf.experimental.numpy.finfo(t.dtype.as_numpy_dtype).eps
     span = tf.abs(terms.t_end - terms.t0)
@@ -257,7 +298,8 @@ def _scaled_square(plan, terms, y, step):
 
     It is not finite when the new state, the solver's state or the estimate is not.
     """
-    scale = terms.atol + terms.rtol * tf.maximum(tf.abs(y), tf.abs(step.y1))
+    size = tf.abs(y) if plan.solver.previsible else tf.maximum(tf.abs(y), tf.abs(step.y1))
+    scale = terms.atol + terms.rtol * size
     square = tf.square(step.error / scale)
     kept = square + 0.0 * (step.y1 + step.state)
     if plan.norm == "max":

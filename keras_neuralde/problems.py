@@ -4,9 +4,44 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 
 @dataclasses.dataclass(frozen=True)
-class ODEProblem:
+class _Problem:
+    """What all problem records can do."""
+
+    def _check(self, f, t_span):
+        if not callable(f):
+            raise TypeError(f"`f` must be a function f(t, y, p). Received: {f!r}")
+        shape = getattr(t_span, "shape", None)
+        size = len(t_span) if shape is None and hasattr(t_span, "__len__") else None
+        if shape is not None and len(shape) > 0:
+            size = shape[0]
+        if size != 2:
+            raise ValueError(f"`t_span` must be a pair (t0, t1). Received: {t_span!r}")
+
+    def remake(self, **fields):
+        """A copy with some fields replaced.
+
+        Args:
+            **fields: any field of the problem, such as `p=`, `y0=` or `t_span=`.
+
+        Returns:
+            A problem of the same class.
+
+        Raises:
+            TypeError: if a name is not a field.
+        """
+        names = [field.name for field in dataclasses.fields(self)]
+        unknown = sorted(set(fields) - set(names))
+        if unknown:
+            raise TypeError(f"remake() takes the fields {names}. Received: {unknown}")
+        return dataclasses.replace(self, **fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class ODEProblem(_Problem):
     """The initial value problem y' = f(t, y, p), y(t0) = y0.
 
     Args:
@@ -42,29 +77,81 @@ class ODEProblem:
     jac_sparsity: Any = None
 
     def __post_init__(self):
-        if not callable(self.f):
-            raise TypeError(f"`f` must be a function f(t, y, p). Received: {self.f!r}")
-        shape = getattr(self.t_span, "shape", None)
-        size = len(self.t_span) if shape is None and hasattr(self.t_span, "__len__") else None
-        if shape is not None and len(shape) > 0:
-            size = shape[0]
-        if size != 2:
-            raise ValueError(f"`t_span` must be a pair (t0, t1). Received: {self.t_span!r}")
+        self._check(self.f, self.t_span)
 
-    def remake(self, **fields):
-        """A copy with some fields replaced.
 
-        Args:
-            **fields: any field of the problem, such as `p=`, `y0=` or `t_span=`.
+#: The kinds of noise and what `g` returns for each of them.
+NOISES = {
+    "diagonal": "the structure and shape of y: a Brownian motion for each component",
+    "scalar": "the structure and shape of y: one Brownian motion for all components",
+    "additive": "the shape of y, or (*state, noise_dim) where noise_dim is given; it does not "
+    "depend on y",
+    "general": "(*state, noise_dim): each component hears all Brownian motions",
+}
 
-        Returns:
-            A problem of the same class.
 
-        Raises:
-            TypeError: if a name is not a field.
-        """
-        names = [field.name for field in dataclasses.fields(self)]
-        unknown = sorted(set(fields) - set(names))
-        if unknown:
-            raise TypeError(f"remake() takes the fields {names}. Received: {unknown}")
-        return dataclasses.replace(self, **fields)
+@dataclasses.dataclass(frozen=True)
+class SDEProblem(_Problem):
+    """The stochastic differential equation dy = f(t, y, p) dt + g(t, y, p) dW, y(t0) = y0.
+
+    Args:
+        f: the drift, `f(t, y, p)`, as in `ODEProblem`.
+        g: the diffusion, `g(t, y, p)`, likewise; what it returns depends on `noise`.
+        y0: the state at the start.
+        t_span: the pair `(t0, t1)`. With `t1 < t0` the same Brownian path is followed backwards.
+        p: parameters, seen by both `f` and `g`.
+        noise: `"diagonal"`: `g` has the shape of y and each component its own Brownian motion;
+            `g` of a component may depend on that component and on time (other dependence costs
+            order). `"scalar"`: the same shape, one Brownian motion for all components.
+            `"general"`: `g` is `(*state, noise_dim)`, a matrix times `noise_dim` Brownian motions.
+            `"additive"`: `g` does not depend on y; shape of y, or `(*state, noise_dim)` if
+            `noise_dim` is given.
+        noise_dim: the number of Brownian motions, for `"general"` and `"additive"`; `None` takes
+            it from what a general `g` returns.
+        interpretation: `"ito"` or `"stratonovich"`: the integral that is meant. The two differ by
+            the drift ½ Σ_j (∂g_j/∂y) g_j.
+
+    Raises:
+        TypeError: if `f` or `g` is not callable.
+        ValueError: for other names, or a `noise_dim` where none belongs.
+
+    Example:
+
+    >>> growth = SDEProblem(lambda t, y, p: p * y, lambda t, y, p: 0.2 * y, 1.0, (0.0, 1.0), 1.5)
+    >>> growth.remake(interpretation="stratonovich").noise
+    'diagonal'
+    """
+
+    f: Callable
+    g: Callable
+    y0: Any
+    t_span: Any
+    p: Any = None
+    _: dataclasses.KW_ONLY
+    noise: str = "diagonal"
+    noise_dim: int | None = None
+    interpretation: str = "ito"
+
+    def __post_init__(self):
+        self._check(self.f, self.t_span)
+        if not callable(self.g):
+            raise TypeError(f"`g` must be a function g(t, y, p). Received: {self.g!r}")
+        if self.noise not in NOISES:
+            raise ValueError(f"`noise` must be one of {list(NOISES)}. Received: {self.noise!r}")
+        if self.interpretation not in ("ito", "stratonovich"):
+            raise ValueError(
+                "`interpretation` must be 'ito' or 'stratonovich'. "
+                f"Received: {self.interpretation!r}"
+            )
+        if self.noise_dim is None:
+            return
+        if self.noise not in ("general", "additive"):
+            raise ValueError(
+                f"`noise_dim` belongs to noise='general' and 'additive'; for {self.noise!r} the "
+                f"number of Brownian motions follows from y. Received: {self.noise_dim!r}"
+            )
+        whole = isinstance(self.noise_dim, (int, np.integer)) and self.noise_dim >= 1
+        if isinstance(self.noise_dim, bool) or not whole:
+            raise ValueError(
+                f"`noise_dim` must be an integer of at least 1. Received: {self.noise_dim!r}"
+            )

@@ -1,5 +1,6 @@
 """The front door: checks what came, runs it, and packs the answer."""
 
+import dataclasses
 import inspect
 import sys
 
@@ -8,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_neuralde import freezing
-from keras_neuralde.arguments import Settings, check_problem, prepare
+from keras_neuralde.arguments import Settings, check_problem, choose_solver, prepare
 from keras_neuralde.execution import (
     run_eagerly,
     run_in_graph,
@@ -19,8 +20,10 @@ from keras_neuralde.execution import (
 )
 from keras_neuralde.integrate import ACCEPTED, REJECTED, STATUS, H, T
 from keras_neuralde.interpolation import DenseOutput
+from keras_neuralde.problems import SDEProblem
 from keras_neuralde.refusals import refuse_gradients
 from keras_neuralde.solution import Solution, SolveError, Stats, Status, describe
+from keras_neuralde.stochastic_field import StochasticFunctions
 
 
 @tf.autograph.experimental.do_not_convert
@@ -40,6 +43,7 @@ def solve(
     step_control="per_sample",
     adjoint="discrete",
     checkpoints=64,
+    seed=None,
     steps=None,
     dense=False,
     max_record=4096,
@@ -53,12 +57,13 @@ def solve(
     `tf.function` it becomes part of that graph, compiled or not as the caller decides.
 
     Args:
-        problem: an `ODEProblem`.
+        problem: an `ODEProblem` or an `SDEProblem`.
         solver: a name (see `keras_neuralde.solvers.names()`) or a solver object.
         saveat: `None` for the final state only; a number for one time; a sorted 1-D array for
             those times exactly; or `(*batch, n)` for times of each trajectory, padded with NaN.
-        rtol: relative tolerance, default 1e-3; a number or an array of the state's shape.
-        atol: absolute tolerance, default 1e-6; likewise.
+        rtol: relative tolerance, default 1e-3, and 1e-2 for stochastic equations; a number or an
+            array of the state's shape.
+        atol: absolute tolerance, default 1e-6, and 1e-2 for stochastic equations; likewise.
         dt0: the first step; with `controller="constant"` the size of every step.
         dt_min: the smallest step; a trajectory that needs a smaller one ends with a status.
         max_steps: the most steps a trajectory may attempt.
@@ -70,6 +75,11 @@ def solve(
             `keras_neuralde.adjoints`.
         checkpoints: how many states the discrete adjoint keeps; memory grows with it, and
             more of them mean less recomputation.
+        seed: decides the Brownian paths of a stochastic equation: an integer, an integer tensor of
+            shape () or (2,), or `(*batch, 2)` for a seed of each trajectory. The same seed gives
+            the same path to each trajectory of a batch, whatever its size, the steps and the
+            save points, compiled or not; only a grid of fixed steps has paths of its own. `None`
+            draws a fresh one at every call.
         steps: times of steps to take instead of choosing them, as `sol.steps` of an earlier solve
             has them: `(n + 1,)` for all trajectories or `(n + 1, *batch)`, NaN after the last. A
             step keeps its size, and the last one ends on the end. What is computed is then a
@@ -101,12 +111,13 @@ def solve(
     >>> abs(float(sol(0.25)) - 0.6065307) < 1e-4
     True
     """
+    solver = choose_solver(problem, solver)
     settings = Settings.make(
         solver, controller=controller, norm=norm, max_steps=max_steps, batch_ndims=batch_ndims,
         step_control=step_control, adjoint=adjoint, checkpoints=checkpoints, dt0=dt0, steps=steps,
         dense=dense, max_record=max_record,
     )  # fmt: skip
-    check_problem(problem)
+    check_problem(problem, settings)
     if settings.solver.delegated:
         settings.solver.check_keywords(
             SOLVE_KEYWORDS, rtol=rtol, atol=atol, dt0=dt0, dt_min=dt_min, controller=controller,
@@ -116,15 +127,20 @@ def solve(
     frozen = freezing.active() if settings.chooses_steps else None
     if frozen is not None and frozen.replays:
         steps, settings = frozen.give(), settings.replaying()
-    layout, inputs, shape = prepare(problem, settings, saveat, rtol, atol, dt0, dt_min, steps)
+    layout, inputs, shape = prepare(problem, settings, saveat, rtol, atol, dt0, dt_min, steps, seed)
+    f = problem.f
+    if isinstance(problem, SDEProblem):
+        solver = settings.solver.interpreted(problem.interpretation)
+        settings = dataclasses.replace(settings, solver=solver)
+        f = StochasticFunctions(f, problem.g, problem.noise, problem.noise_dim)
 
     def run(what):
         engine = run_eagerly if tf.executing_eagerly() else run_in_graph
-        return engine(problem.f, settings, layout, inputs, shape, what)
+        return engine(f, settings, layout, inputs, shape, what)
 
     if progress and _can_report(settings):
         report = _bar()
-        outputs = run_with_progress(problem.f, settings, layout, inputs, shape, report)
+        outputs = run_with_progress(f, settings, layout, inputs, shape, report)
     else:
         outputs = run(trace)
     if tf.executing_eagerly():
@@ -132,6 +148,9 @@ def solve(
         if settings.solver.delegated:
             given |= {"t_span": problem.t_span, "saveat": saveat}
         outputs["y"] = refuse_gradients(outputs["y"], given)
+    if settings.solver.stochastic:
+        times = {"t_span": problem.t_span, "saveat": saveat}
+        outputs["y"] = refuse_gradients(outputs["y"], times)
 
     def find_steps():
         times = outputs["steps"] if dense else run(trace_steps)

@@ -6,6 +6,8 @@ from keras_neuralde.solvers.explicit_rk import ExplicitRungeKutta as ExplicitRun
 from keras_neuralde.solvers.registry import get as get
 from keras_neuralde.solvers.registry import names as names
 from keras_neuralde.solvers.registry import serialize as serialize
+from keras_neuralde.solvers.registry import stochastic as stochastic
+from keras_neuralde.solvers.sde import StochasticSolver as StochasticSolver
 
 
 def __getattr__(name):

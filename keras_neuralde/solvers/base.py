@@ -1,5 +1,6 @@
 """What every one-step solver is: its capabilities as class data, and one pure step."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -48,10 +49,28 @@ class Solver:
 
     name: str = ""
     order: int = 0
-    error_order: int | None = None
+    error_order: float | None = None
 
     #: Whether the solver state is the field at the current point.
     carries_slope: bool = False
+
+    #: Whether the method is one for stochastic equations (see `keras_neuralde.solvers.sde`).
+    stochastic: bool = False
+
+    #: Whether a step can be interpolated; otherwise steps end on the save points.
+    interpolates: bool = True
+
+    #: Whether the error estimate is known before the noise of the step, and must stay so.
+    previsible: bool = False
+
+    #: How many states the method carries side by side; all start from y0, the first is the result.
+    copies: int = 1
+
+    #: What rtol and atol are where the caller does not say.
+    default_tolerances: tuple = (1e-3, 1e-6)
+
+    #: A rule of its own for the first step, with the arguments of `controllers.initial_step`.
+    initial_step: Callable | None = None
 
     #: Whether the whole integration is somebody else's (see `keras_neuralde.solvers.delegated`).
     delegated: bool = False
@@ -60,6 +79,10 @@ class Solver:
     def adaptive(self):
         """Whether the method estimates its error, so that steps can be chosen by tolerances."""
         return self.error_order is not None
+
+    def interpreted(self, interpretation):
+        """The method for an interpretation of the stochastic integral."""
+        return self
 
     def dense_degree(self):
         """Degree of the polynomial that interpolates inside a step."""

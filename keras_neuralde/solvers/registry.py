@@ -5,15 +5,22 @@ import difflib
 from keras_neuralde.solvers.base import Solver
 from keras_neuralde.solvers.delegated import DelegatedSolver, is_tfp_solver
 from keras_neuralde.solvers.explicit_rk import ExplicitRungeKutta
+from keras_neuralde.solvers.sde import STOCHASTIC
 from keras_neuralde.tableaus import EXPLICIT
 
 _CLASSES: dict = {"ExplicitRungeKutta": ExplicitRungeKutta, "DelegatedSolver": DelegatedSolver}
+_CLASSES |= {method.__name__: method for method in STOCHASTIC.values()}
 _DELEGATED = {"tfp_dormand_prince": "DormandPrince", "tfp_bdf": "BDF"}
 
 
 def names():
     """The strings that `get` knows."""
-    return [*EXPLICIT, *_DELEGATED, "auto"]
+    return [*EXPLICIT, *STOCHASTIC, *_DELEGATED, "auto"]
+
+
+def stochastic():
+    """The classes of the methods for stochastic equations, by name."""
+    return dict(STOCHASTIC)
 
 
 def get(identifier):
@@ -42,6 +49,8 @@ def get(identifier):
         name = "tsit5" if identifier == "auto" else identifier.lower()
         if name in EXPLICIT:
             return ExplicitRungeKutta(name)
+        if name in STOCHASTIC:
+            return STOCHASTIC[name]()
         if name in _DELEGATED:
             return DelegatedSolver(_DELEGATED[name])
         near = difflib.get_close_matches(name, names(), n=3, cutoff=0.4)
