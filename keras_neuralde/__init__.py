@@ -9,7 +9,9 @@ from keras_neuralde import solvers as solvers
 from keras_neuralde.ensemble import EnsembleSolution as EnsembleSolution
 from keras_neuralde.ensemble import Summary as Summary
 from keras_neuralde.ensemble import solve_ensemble as solve_ensemble
+from keras_neuralde.layers import NeuralDSDE as NeuralDSDE
 from keras_neuralde.layers import NeuralODE as NeuralODE
+from keras_neuralde.layers import NeuralSDE as NeuralSDE
 from keras_neuralde.long_series import Collocation as Collocation
 from keras_neuralde.long_series import collocate as collocate
 from keras_neuralde.long_series import collocation_loss as collocation_loss

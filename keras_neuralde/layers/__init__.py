@@ -1,3 +1,5 @@
 """Keras layers whose outputs are solutions of differential equations."""
 
 from keras_neuralde.layers.neural_ode import NeuralODE as NeuralODE
+from keras_neuralde.layers.neural_sde import NeuralDSDE as NeuralDSDE
+from keras_neuralde.layers.neural_sde import NeuralSDE as NeuralSDE

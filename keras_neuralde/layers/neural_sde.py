@@ -1,0 +1,286 @@
+"""Layers whose output is the solution of a stochastic equation with neural drift and diffusion."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_neuralde import solvers
+from keras_neuralde.layers.base import DifferentialEquationLayer, PureModel
+from keras_neuralde.layers.neural_ode import _cover, _is_pair, _split, _state_shape
+from keras_neuralde.problems import SDEProblem
+from keras_neuralde.solve import solve
+
+
+class StochasticLayer(DifferentialEquationLayer):
+    """Base of `NeuralDSDE` and `NeuralSDE`: two inner models, a seed, and many trajectories."""
+
+    noise = "diagonal"
+
+    def __init__(
+        self, drift, diffusion, t_span, solver, *, trajectories=None, seed=None, saveat=None,
+        time_dependent=False, **keywords,
+    ):  # fmt: skip
+        super().__init__(t_span, solver, saveat=saveat, **keywords)
+        if not self._solver.stochastic or self.noise not in self._solver.noises:
+            fitting = [
+                name for name, one in solvers.stochastic().items() if self.noise in one.noises
+            ]
+            raise ValueError(
+                f"{type(self).__name__} needs a solver for {self.noise} noise, one of {fitting}. "
+                f"Received: {solver!r}"
+            )
+        for name, model in (("drift", drift), ("diffusion", diffusion)):
+            if not isinstance(model, keras.layers.Layer):
+                raise TypeError(
+                    f"`{name}` must be a Keras layer or model; wrap a function in a layer of your "
+                    f"own. Received: {model!r} of type {type(model).__name__}"
+                )
+        self.drift, self.diffusion = drift, diffusion
+        self.trajectories = _count(trajectories)
+        self.time_dependent = bool(time_dependent)
+        self.seed = _seed(seed)
+        self.seed_generator = keras.random.SeedGenerator(self.seed)
+        self._drift = PureModel(drift, self.state_dtype, self.time_dependent)
+        self._diffusion = PureModel(diffusion, self.state_dtype, self.time_dependent)
+
+    def _diffusion_shape(self, state_shape):
+        """The shape that the diffusion must return, without the batch axis."""
+        return tuple(state_shape[1:])
+
+    def build(self, input_shape):
+        state_shape = _state_shape(input_shape)
+        specs = [(None, 1), state_shape] if self.time_dependent else [state_shape]
+        expected = (
+            ("drift", self.drift, tuple(state_shape[1:])),
+            ("diffusion", self.diffusion, self._diffusion_shape(state_shape)),
+        )
+        for name, model, shape in expected:
+            output = self._build_inner(model, *specs)
+            if not hasattr(output, "shape") or tuple(output.shape[1:]) != shape:
+                raise ValueError(
+                    f"`{name}` must return the shape {(None, *shape)} for an input of shape "
+                    f"{tuple(state_shape)}. Received: {getattr(output, 'shape', output)}"
+                )
+        self.built = True
+
+    def call(self, inputs, training=None, seed=None):
+        y0, times = _split(inputs)
+        y0 = start = self._to_state(y0)
+        t_span, saveat = self.t_span, self.saveat
+        if times is not None:
+            times = self._to_state(times)
+            t_span, saveat = _cover(self.t_span, times), times
+        n = self.trajectories
+        if n is not None:
+            y0 = tf.repeat(y0, n, axis=0)
+            if times is not None and times.shape.rank == 2:
+                saveat = tf.repeat(times, n, axis=0)
+        problem = self._problem(y0, t_span, training)
+        solution = solve(
+            problem,
+            self._solver,
+            saveat=saveat,
+            batch_ndims=1,
+            seed=self._path_seed(training, seed),
+            **self.solve_keywords,
+        )
+        if training:
+            t = tf.fill([tf.shape(start)[0]], tf.constant(self.t_span[0], start.dtype))
+            self._drift.advance_state(t, start)
+            self._diffusion.advance_state(t, start)
+        return tf.cast(self._arrange(solution.y, saveat, times), self.compute_dtype)
+
+    def _problem(self, y0, t_span, training):
+        drift, diffusion = self._drift, self._diffusion
+        f, g = ((model.training if training else model.inference) for model in (drift, diffusion))
+        p = {"drift": drift.parameters(), "diffusion": diffusion.parameters()}
+        return SDEProblem(
+            lambda t, y, p: f(t, y, p["drift"]),
+            lambda t, y, p: g(t, y, p["diffusion"]),
+            y0,
+            t_span,
+            p,
+            noise=self.noise,
+            noise_dim=getattr(self, "noise_dim", None),
+            interpretation=self._interpretation,
+        )
+
+    @property
+    def _interpretation(self):
+        """The integral that the solver computes; Itô's where it computes both."""
+        return "ito" if "ito" in self._solver.interpretations else "stratonovich"
+
+    def _path_seed(self, training, seed):
+        """A fresh seed in training, always the same one otherwise, unless the call gives one."""
+        if seed is not None:
+            return tf.cast(seed, tf.int32)
+        if training:
+            return tf.bitcast(tf.cast(self.seed_generator.next(), tf.uint32), tf.int32)
+        return self.seed
+
+    def _arrange(self, y, saveat, times):
+        """`(num_times, rows, *state)` → `(batch, [trajectories], num_times, *state)`."""
+        if saveat is not None and times is None and not isinstance(saveat, list):
+            y = y[:, None]
+        elif saveat is not None:
+            y = self._time_major_to_batch_major(y)
+        if times is not None:
+            present = tf.math.is_finite(saveat)
+            present = tf.reshape(present, [-1, tf.shape(saveat)[-1]] + [1] * (y.shape.rank - 2))
+            y = tf.where(present, y, tf.zeros_like(y))
+        if self.trajectories is None:
+            return y
+        static = [size or tf.shape(y)[axis + 1] for axis, size in enumerate(y.shape[1:])]
+        return tf.reshape(y, [-1, self.trajectories, *static])
+
+    def compute_mask(self, inputs, previous_mask=None):
+        _, times = _split(inputs)
+        if times is None or isinstance(times, keras.KerasTensor) or len(times.shape) == 1:
+            return None
+        mask = tf.math.is_finite(times)
+        if self.trajectories is None:
+            return mask
+        return tf.repeat(mask[:, None], self.trajectories, axis=1)
+
+    def compute_output_shape(self, input_shape):
+        state_shape = _state_shape(input_shape)
+        batch = (input_shape[0] if _is_pair(input_shape) else input_shape)[0]
+        leading = (batch,) if self.trajectories is None else (batch, self.trajectories)
+        if _is_pair(input_shape):
+            return (*leading, input_shape[1][-1], *state_shape[1:])
+        if self.saveat is None:
+            return (*leading, *state_shape[1:])
+        num_times = len(self.saveat) if isinstance(self.saveat, list) else 1
+        return (*leading, num_times, *state_shape[1:])
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "drift": keras.saving.serialize_keras_object(self.drift),
+            "diffusion": keras.saving.serialize_keras_object(self.diffusion),
+            "trajectories": self.trajectories,
+            "seed": self.seed,
+            "time_dependent": self.time_dependent,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        for name in ("drift", "diffusion"):
+            config[name] = keras.saving.deserialize_keras_object(config[name])
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable(package="keras_neuralde")
+class NeuralDSDE(StochasticLayer):
+    """The solution of dy = drift(y) dt + diffusion(y) dW with a Brownian motion per component.
+
+    Gradients are the exact ones of the computed paths, with respect to the input and all weights;
+    the noise is drawn again on the way back instead of being stored.
+
+    Args:
+        drift: any Keras layer or model that returns the shape of its input.
+        diffusion: another one, which returns that shape too.
+        t_span: the numbers `(t0, t1)`.
+        solver: a solver name or object for stochastic equations. The integral is Itô's, unless the
+            solver computes only Stratonovich's.
+        trajectories: how many paths to draw from each input; `None` for one, without an axis.
+        seed: an integer; `None` draws one when the layer is made. It is part of the config.
+        saveat: `None` for the state at `t1`, or times within `t_span`.
+        time_dependent: call the models with `[t, y]`, `t` of shape `(batch, 1)`.
+        **keywords: keywords of `keras_neuralde.solve` and of `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: the initial states `(batch, *state)`, or `[y0, times]` as in `NeuralODE`.
+        training: draws a fresh path at every call; otherwise every call has the same paths, those
+            of `seed`.
+        seed: a seed for this call, an integer tensor of shape () or (2,).
+
+    Returns:
+        `(batch, *state)`, or `(batch, num_times, *state)` with save times; with `trajectories=n`
+        `(batch, n, *state)` and `(batch, n, num_times, *state)`.
+
+    Raises:
+        TypeError: for keywords that neither `solve` nor `Layer` knows, or models of another type.
+        ValueError: for bad times, or a model whose output has another shape.
+
+    Example:
+
+    >>> import keras, keras_neuralde as nde
+    >>> drift = keras.Sequential([keras.layers.Dense(16, "tanh"), keras.layers.Dense(2)])
+    >>> layer = nde.NeuralDSDE(
+    ...     drift, keras.layers.Dense(2), (0.0, 1.0), "euler_maruyama", dt0=0.1,
+    ...     controller="constant", saveat=[0.5, 1.0], trajectories=5, seed=1,
+    ... )
+    >>> tuple(layer(keras.ops.ones((3, 2))).shape)
+    (3, 5, 2, 2)
+    """
+
+    noise = "diagonal"
+
+    def __init__(self, drift, diffusion, t_span, solver="sosri", **keywords):
+        super().__init__(drift, diffusion, t_span, solver, **keywords)
+
+
+@keras.saving.register_keras_serializable(package="keras_neuralde")
+class NeuralSDE(StochasticLayer):
+    """The solution of dy = drift(y) dt + diffusion(y) dW with `noise_dim` Brownian motions.
+
+    Args:
+        drift: any Keras layer or model that returns the shape of its input.
+        diffusion: another one, which returns `(batch, *state, noise_dim)`: a matrix.
+        t_span: the numbers `(t0, t1)`.
+        noise_dim: the number of Brownian motions.
+        solver: a solver name or object for stochastic equations with general noise.
+        **keywords: those of `NeuralDSDE`.
+
+    Call arguments and returned shapes are those of `NeuralDSDE`.
+
+    Raises:
+        TypeError: as `NeuralDSDE`.
+        ValueError: as `NeuralDSDE`.
+
+    Example:
+
+    >>> import keras, keras_neuralde as nde
+    >>> diffusion = keras.Sequential([keras.layers.Dense(6), keras.layers.Reshape((2, 3))])
+    >>> layer = nde.NeuralSDE(keras.layers.Dense(2), diffusion, (0.0, 1.0), 3, seed=1)
+    >>> tuple(layer(keras.ops.ones((4, 2))).shape)
+    (4, 2)
+    """
+
+    noise = "general"
+
+    def __init__(self, drift, diffusion, t_span, noise_dim, solver="lamba_em", **keywords):
+        super().__init__(drift, diffusion, t_span, solver, **keywords)
+        whole = isinstance(noise_dim, (int, np.integer)) and not isinstance(noise_dim, bool)
+        if not whole or noise_dim < 1:
+            raise ValueError(
+                f"`noise_dim` must be an integer of at least 1. Received: {noise_dim!r}"
+            )
+        self.noise_dim = int(noise_dim)
+
+    def _diffusion_shape(self, state_shape):
+        return (*state_shape[1:], self.noise_dim)
+
+    def get_config(self):
+        return {**super().get_config(), "noise_dim": self.noise_dim}
+
+
+def _count(trajectories):
+    if trajectories is None:
+        return None
+    whole = isinstance(trajectories, (int, np.integer)) and not isinstance(trajectories, bool)
+    if not whole or trajectories < 1:
+        raise ValueError(
+            f"`trajectories` must be an integer of at least 1 or None. Received: {trajectories!r}"
+        )
+    return int(trajectories)
+
+
+def _seed(seed):
+    if seed is None:
+        return int(np.random.default_rng().integers(2**31))
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        raise TypeError(f"`seed` must be an integer or None. Received: {seed!r}")
+    return int(seed)
