@@ -8,8 +8,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_neuralde import values
+from keras_neuralde.arguments import TrajectorySeeds
 from keras_neuralde.execution import programs
-from keras_neuralde.problems import ODEProblem
+from keras_neuralde.problems import ODEProblem, SDEProblem
 from keras_neuralde.programs import function_key
 from keras_neuralde.solution import Solution, Stats
 from keras_neuralde.solve import solve
@@ -142,7 +143,8 @@ def solve_ensemble(
     """Solves a problem, written for one trajectory, for many.
 
     Args:
-        problem: an `ODEProblem` for one trajectory: its field sees one state and a scalar time.
+        problem: an `ODEProblem` or `SDEProblem` for one trajectory: its functions see one state
+            and a scalar time. The noise of a trajectory depends on `seed` and its number alone.
         trajectories: how many.
         solver: as in `solve`.
         vary: `vary(problem, i, seed)` returns a remade problem for trajectory `i`, a scalar int32
@@ -173,8 +175,8 @@ def solve_ensemble(
     >>> tuple(sol.y.shape), tuple(sol.summary().mean.shape)
     ((2, 100), (2,))
     """
-    if not isinstance(problem, ODEProblem):
-        raise TypeError(f"`problem` must be an ODEProblem. Received: {problem!r}")
+    if not isinstance(problem, (ODEProblem, SDEProblem)):
+        raise TypeError(f"`problem` must be an ODEProblem or an SDEProblem. Received: {problem!r}")
     _check_count("trajectories", trajectories)
     batch_size = min(trajectories, _BATCH_SIZE) if batch_size is None else batch_size
     _check_count("batch_size", batch_size)
@@ -201,7 +203,8 @@ def solve_ensemble(
     for start in range(0, trajectories, batch_size):
         # The last chunk repeats its last trajectory: one shape, one program.
         indices = tf.minimum(tf.range(start, start + batch_size), trajectories - 1)
-        sol = solve(spread(indices), solver, batch_ndims=1, **keywords)
+        noise = TrajectorySeeds(seed, indices) if isinstance(problem, SDEProblem) else None
+        sol = solve(spread(indices), solver, batch_ndims=1, seed=noise, **keywords)
         chunks.append(_cut(sol, min(batch_size, trajectories - start), timed))
     return _join(chunks, timed)
 
@@ -228,12 +231,16 @@ class _Spread:
         self._base = self._leaves(self._y0, self._p, problem.t_span)
         self._root = tf.constant([seed % 2**31, 0], tf.int32)
         self._y_leaves = len(tf.nest.flatten(self._y0))
-        self._field = _batched(problem.f, _template(self._p), self._y_leaves)
+        self._functions = {
+            name: _batched(getattr(problem, name), _template(self._p), self._y_leaves)
+            for name in ("f", "g")
+            if hasattr(problem, name)
+        }
         self._which: list = []
         self._jit = True
 
     def __call__(self, indices):
-        """An `ODEProblem` for a batch of trajectories."""
+        """A problem for a batch of trajectories."""
         base, first, last = self._base, self._y_leaves, len(self._base) - 2
         full = {} if self._vary is None else self._mapped(indices)
         count = indices.shape[0]
@@ -243,11 +250,11 @@ class _Spread:
         ]
         shared = {str(k): base[k] for k in range(first, last) if k not in full}
         varied = {str(k): full[k] for k in range(first, last) if k in full}
-        return ODEProblem(
-            self._field,
-            tf.nest.pack_sequence_as(self._y0, state),
-            tuple(full.get(k, base[k]) for k in (last, last + 1)),
-            {"shared": shared, "varied": varied},
+        return self._problem.remake(
+            **self._functions,
+            y0=tf.nest.pack_sequence_as(self._y0, state),
+            t_span=tuple(full.get(k, base[k]) for k in (last, last + 1)),
+            p={"shared": shared, "varied": varied},
         )
 
     def _leaves(self, y0, p, span):
@@ -298,10 +305,13 @@ class _Spread:
         p = tf.nest.map_structure(lambda x: x if x is None else next(numbers), self._p)
         given = self._problem.remake(y0=y0, p=p, t_span=tuple(base[-2:]))
         made = self._vary(given, i, seed)
-        if not isinstance(made, ODEProblem) or made.f is not given.f:
+        same = type(made) is type(given) and all(
+            getattr(made, name) is getattr(given, name) for name in self._functions
+        )
+        if not same:
             raise ValueError(
-                "`vary` must return a problem with the same field: problem.remake(...) of y0, p or "
-                f"t_span. Received: {made!r}"
+                "`vary` must return a problem with the same functions: problem.remake(...) of y0, "
+                f"p or t_span. Received: {made!r}"
             )
         nests = values.as_nest(made.y0), values.as_nest(made.p)
         for name, ours, theirs in zip(("y0", "p"), (y0, p), nests, strict=True):

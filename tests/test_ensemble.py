@@ -190,7 +190,7 @@ def test_plots(solution, tmp_path):
         ({"batch_ndims": 1}, ValueError, "batch axis itself"),
         ({"problem": 3}, TypeError, "ODEProblem"),
         ({"vary": 3}, TypeError, "vary"),
-        ({"vary": lambda problem, i, seed: 3}, ValueError, "same field"),
+        ({"vary": lambda problem, i, seed: 3}, ValueError, "same functions"),
         ({"vary": lambda problem, i, seed: problem.remake(p=1.0)}, ValueError, "structure of `p`"),
         ({"saveat": np.zeros((7, 2))}, ValueError, "share their save times"),
     ],
@@ -214,3 +214,80 @@ def test_statistics_at_chosen_times():
     np.testing.assert_allclose(one.t, 0.5)
     with pytest.raises(ValueError, match=r"\[0.3\] were not saved"):
         sol.summary(at=[0.3, 0.5])
+
+
+class TestStochasticEquations:
+    GRID = {"dt0": 0.125, "controller": "constant"}
+
+    @staticmethod
+    def problem():
+        def f(t, y, p):
+            return stack(p["rates"][0] * y[0], 0 * y[1])
+
+        def g(t, y, p):
+            return stack(p["rates"][1] * y[0], tf.ones_like(y[1]))
+
+        def stack(*values):
+            return tf.stack(values)
+
+        p = {"rates": tf.constant([0.3, 0.4], tf.float64)}
+        return nde.SDEProblem(f, g, np.array([1.0, 0.0]), (0.0, 1.0), p, noise="scalar")
+
+    @pytest.mark.parametrize(
+        ("solver", "keywords"), [("milstein", GRID), ("sosri", {"saveat": [0.3, 1.0]})]
+    )
+    def test_noise_depends_on_seed_and_number_alone(self, solver, keywords):
+        def ensemble(trajectories, **more):
+            return nde.solve_ensemble(
+                self.problem(), trajectories, solver, seed=5, **keywords, **more
+            ).y
+
+        whole = ensemble(7)
+        np.testing.assert_allclose(ensemble(7, batch_size=3), whole, rtol=1e-11)
+        np.testing.assert_allclose(ensemble(4), whole[..., :4, :], rtol=1e-11)
+        batch = self.problem()
+        f, g, one = batch.f, batch.g, batch.y0
+
+        def batched(function):
+            return lambda t, y, p: tf.transpose(function(t, tf.unstack(y, axis=1), p))
+
+        batch = batch.remake(f=batched(f), g=batched(g), y0=np.tile(one, (7, 1)))
+        same = nde.solve(batch, solver, batch_ndims=1, seed=5, **keywords).y
+        np.testing.assert_allclose(same, whole, rtol=1e-9)
+
+    def test_moments_and_varied_parameters(self):
+        n = 10_000
+        sol = nde.solve_ensemble(
+            self.problem(), n, "milstein", seed=1, saveat=[0.5, 1.0], batch_size=4000, **self.GRID
+        )
+        mean = sol.summary().mean.numpy()[:, 0]
+        spread = np.exp(0.3) * np.sqrt(np.exp(0.16) - 1)
+        # The mean of the method itself is (1 + 0.3 h)^n.
+        assert abs(mean[1] - 1.0375**8) < 4 * spread / np.sqrt(n)
+        assert abs(sol.summary().var.numpy()[1, 1] - 1.0) < 4 * np.sqrt(2 / n)
+
+        def quiet(problem, i, seed):
+            rates = tf.stack([0.3, tf.where(i == 1, 0.0, 0.4)])
+            return problem.remake(p={"rates": tf.cast(rates, tf.float64)})
+
+        sol = nde.solve_ensemble(self.problem(), 3, "milstein", vary=quiet, seed=1, **self.GRID)
+        np.testing.assert_allclose(sol.y[1, 0], 1.0375**8, rtol=1e-9)
+        assert abs(sol.y[0, 0] - sol.y[1, 0]) > 1e-6
+
+    def test_gradients_of_moments(self):
+        rates = tf.constant([0.3, 0.4], tf.float64)
+        with tf.GradientTape() as tape:
+            tape.watch(rates)
+            problem = self.problem().remake(p={"rates": rates})
+            sol = nde.solve_ensemble(problem, 2000, "milstein", seed=2, **self.GRID)
+            mean = sol.summary().mean[0]
+        bar = tape.gradient(mean, rates)
+        np.testing.assert_allclose(bar[0], np.exp(0.3), rtol=0.06)
+        assert abs(bar[1]) < 0.1
+
+    def test_a_vary_that_changes_the_noise_is_refused(self):
+        def vary(problem, i, seed):
+            return problem.remake(g=lambda t, y, p: y)
+
+        with pytest.raises(ValueError, match="same functions"):
+            nde.solve_ensemble(self.problem(), 2, "milstein", vary=vary, seed=1, **self.GRID)
