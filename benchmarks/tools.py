@@ -42,7 +42,7 @@ class Tool:
 
 
 _DIFFRAX = ("jax", "jaxlib", "diffrax", "equinox", "optax", "numpy")
-_TORCH = ("torch==2.13.0", "torchdiffeq", "numpy")
+_TORCH = ("torch==2.13.0", "torchdiffeq", "torchsde", "numpy")
 _JOINT = "one step size for the whole batch"
 
 TOOLS = {

@@ -152,3 +152,17 @@ def test_reference_gradient_of_lotka_volterra_at_full_size():
     found = np.load(reference.arrays(given))["reference"]
     expected = [52.94298897335, -786.15367143663, 880.25188338715, -2948.62767698706]
     np.testing.assert_allclose(found, expected, rtol=1e-11)
+
+
+def test_stochastic_equations_run_and_agree():
+    """The mean squares that the tools report differ by sampling only."""
+    from benchmarks import stochastic
+
+    record = stochastic.main(["--smoke", "--peers", "--rounds", "1"])
+    assert record["cases"].keys() == stochastic.CASES.keys()
+    forward, gradient = (record["cases"][f"neural_{name}"] for name in ("forward", "gradient"))
+    ours = "keras_neuralde"
+    np.testing.assert_allclose(
+        forward["tools"][ours]["value"], gradient["tools"][ours]["value"], rtol=1e-4
+    )
+    assert record["cases"]["scalar"]["tools"]["scan"]["ratio"] > 0

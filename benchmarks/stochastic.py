@@ -1,0 +1,99 @@
+"""Measures stochastic equations in this package, diffrax and torchsde, and beside a plain loop.
+
+Each tool runs in a process of its own; times are taken in rounds, one tool after the other, and a
+ratio is the median over the rounds. The results go to `benchmarks/results/stochastic.json`, from
+which the page on stochastic equations makes its table.
+
+Run from the checkout root:
+
+    python -m benchmarks.stochastic
+    python -m benchmarks.stochastic --smoke --peers
+"""
+
+import argparse
+import datetime
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+
+from benchmarks.run import machine
+from benchmarks.tools import ROOT, TOOLS, python_of
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "stochastic.json"
+_NEURAL = {"field": "neural", "batch": 1024, "steps": 100, "gradient": False}
+CASES = {
+    "neural_forward": ("Neural SDE 2-50-2, 1,024 paths, 100 Euler steps, float32", _NEURAL),
+    "neural_gradient": ("The same with the gradient of mean y(1)²", _NEURAL | {"gradient": True}),
+    "scalar": (
+        "One path of a scalar equation, 1,000 Euler steps, float32",
+        {"field": "scalar", "batch": None, "steps": 1000, "gradient": False},
+    ),
+}
+# The tools in whose environments they live.
+PEERS = {"diffrax": "diffrax", "diffrax_unsafe": "diffrax", "torchsde": "torchdiffeq"}
+WITHOUT_GRADIENT = ("diffrax_unsafe",)
+
+
+def main(arguments=None):
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes: does everything run?")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args(arguments)
+    about = machine()
+    line = f"{datetime.date.today()}, {about['cpu']}, {about['cores']} cores, load "
+    record = {"machine": f"{line}{about['load_before']} before", "cases": {}}
+    for name, (title, case) in CASES.items():
+        case = case | {"seconds": 0.0 if options.smoke else 0.5}
+        if options.smoke:
+            case |= {"steps": 10, "batch": case["batch"] and 4}
+        tools = ["keras_neuralde", *(["scan"] if name == "scalar" else []), *options.peers]
+        if case["gradient"]:
+            tools = [tool for tool in tools if tool not in WITHOUT_GRADIENT]
+        record["cases"][name] = {"title": title, "tools": measure(case, tools, options.rounds)}
+        print(title, json.dumps(record["cases"][name]["tools"], indent=1), flush=True)
+    if not options.smoke:
+        RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def measure(case, tools, rounds):
+    """Times of one case: `{tool: {"compile", "call", "ratio", "value"}}`, in seconds."""
+    workers = {tool: _start(tool, case) for tool in tools}
+    try:
+        first = {tool: json.loads(worker.stdout.readline()) for tool, worker in workers.items()}
+        times: dict = {tool: [] for tool in tools}
+        for _ in range(rounds):
+            for tool, worker in workers.items():
+                worker.stdin.write("go\n")
+                worker.stdin.flush()
+                times[tool].append(json.loads(worker.stdout.readline()))
+    finally:
+        for worker in workers.values():
+            worker.stdin.close()
+            worker.wait(60)
+    found = {}
+    for tool in tools:
+        call = statistics.median(times[tool])
+        pairs = zip(times[tool], times["keras_neuralde"], strict=True)
+        found[tool] = {
+            "compile": first[tool]["first"] - call,
+            "call": call,
+            "ratio": statistics.median(a / b for a, b in pairs),
+            "value": first[tool]["value"],
+        }
+    return found
+
+
+def _start(tool, case):
+    python = python_of(TOOLS[PEERS[tool]]) if tool in PEERS else sys.executable
+    command = [python, "-m", "benchmarks.workers.stochastic", tool, json.dumps(case)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, text=True, cwd=ROOT, **pipes)
+
+
+if __name__ == "__main__":
+    main()
