@@ -264,50 +264,6 @@ def _check_stochastic(problem, settings):
         )
 
 
-def _check_stochastic(problem, settings):
-    solver = settings.solver
-    stochastic = solvers.stochastic()
-    if not solver.stochastic:
-        raise ValueError(
-            f"an SDEProblem needs a solver for stochastic equations, one of {list(stochastic)}. "
-            f"Received: {solver.name!r}"
-        )
-
-    def fitting():
-        fit = [
-            name
-            for name, method in stochastic.items()
-            if problem.noise in method.noises and problem.interpretation in method.interpretations
-        ]
-        return f"Solvers that can: {fit}."
-
-    if problem.noise not in solver.noises:
-        raise ValueError(
-            f"solver {solver.name!r} takes the noise types {list(solver.noises)}. "
-            f"Received: noise={problem.noise!r}. {fitting()}"
-        )
-    if problem.interpretation not in solver.interpretations:
-        raise ValueError(
-            f"solver {solver.name!r} computes the integral of {list(solver.interpretations)}. "
-            f"Received: interpretation={problem.interpretation!r}. {fitting()}"
-        )
-    if settings.dense:
-        raise ValueError(
-            "dense=True is not for stochastic equations: their paths have no interpolant. Ask for "
-            "save points; each of them ends a step."
-        )
-    if settings.adjoint.name != "discrete":
-        raise ValueError(
-            "a stochastic equation has the gradient adjoint='discrete' only. "
-            f"Received: adjoint={settings.adjoint!r}"
-        )
-    if settings.joint:
-        raise ValueError(
-            "step_control='joint' is not for stochastic equations: each trajectory has its own "
-            "noise and its own steps. Leave it out."
-        )
-
-
 def _known(tensor):
     """The NumPy value of a tensor, or `None` inside a graph."""
     value = tf.get_static_value(tensor)

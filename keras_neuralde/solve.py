@@ -23,7 +23,6 @@ from keras_neuralde.interpolation import DenseOutput
 from keras_neuralde.problems import SDEProblem
 from keras_neuralde.refusals import refuse_gradients
 from keras_neuralde.solution import Solution, SolveError, Stats, Status, describe
-from keras_neuralde.stochastic_field import StochasticFunctions
 
 
 @tf.autograph.experimental.do_not_convert
