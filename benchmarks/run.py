@@ -83,7 +83,7 @@ def measure(workload, names, rounds, seconds):
         "text": workload.text,
         "spec": workload.spec(),
         "date": datetime.date.today().isoformat(),
-        "machine": _machine(),
+        "machine": machine(),
         "rounds": rounds,
     }
     if record["machine"]["load_before"] > BUSY:
@@ -91,7 +91,11 @@ def measure(workload, names, rounds, seconds):
     path = str(reference.arrays(workload))
     workers, tools = {}, {}
     for name in names:
-        question = workload.spec() | {"arrays": path, "joint": TOOLS[name].joint}
+        question = workload.spec() | {
+            "arrays": path,
+            "joint": TOOLS[name].joint,
+            "chunked": TOOLS[name].chunked,
+        }
         try:
             workers[name] = Worker(name, workload.cores)
             tools[name] = workers[name].ask(question) | {"call_s": [], "loop_s": []}
@@ -144,7 +148,8 @@ def _ratio(theirs, ours):
     return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
 
 
-def _machine():
+def machine():
+    """What this machine is, and how busy it was."""
     names = [
         line.split(":", 1)[1].strip()
         for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()

@@ -29,6 +29,7 @@ class Tool:
             needed; empty for tools that run in the environment of the harness.
         joint: one step size for the whole batch instead of one per trajectory, in tools that
             know both.
+        chunked: through the tool's own function for ensembles, from a problem for one trajectory.
         text: what the table says about it.
     """
 
@@ -36,6 +37,7 @@ class Tool:
     worker: str
     requirements: tuple = ()
     joint: bool = False
+    chunked: bool = False
     text: str = ""
 
 
@@ -46,6 +48,10 @@ _JOINT = "one step size for the whole batch"
 TOOLS = {
     "keras_neuralde": Tool("keras_neuralde", "ours", text="`tsit5`, steps per trajectory"),
     "keras_neuralde_joint": Tool("keras_neuralde", "ours", joint=True, text=f"`tsit5`, {_JOINT}"),
+    "keras_neuralde_ensemble": Tool(
+        "keras_neuralde", "ours", chunked=True,
+        text="`solve_ensemble` of a problem for one trajectory, in chunks of 16,384",
+    ),
     "diffrax": Tool(
         "diffrax", "diffrax_worker", _DIFFRAX,
         text="`Tsit5`, `PIDController`, `RecursiveCheckpointAdjoint`, `vmap` over a batch",

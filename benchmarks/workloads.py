@@ -13,6 +13,7 @@ WITH_JOINT = (
     "diffrax_joint",
     "torchdiffeq",
 )
+LARGE = ("keras_neuralde", "keras_neuralde_ensemble", "diffrax")
 LEARNING_RATE = 0.05
 
 
@@ -122,6 +123,12 @@ WORKLOADS = (
         "10,000 Lotka-Volterra trajectories, 101 save points",
         "The same, keeping 101 states of each.",
         **_ENSEMBLE,
+    ),
+    Workload(
+        "ensemble_100k",
+        "100,000 Lotka-Volterra trajectories, final state",
+        "The same as 10,000, ten times as many, in one call.",
+        **_ENSEMBLE | {"num_saves": None, "batch": 100_000, "loop": 1, "tools": LARGE},
     ),
     Workload(
         "mlp_gradient",

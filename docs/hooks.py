@@ -1,15 +1,19 @@
-"""Fills the tables of `methods.md` from the methods themselves."""
+"""Fills the tables of the pages from the methods and from the results of measurements."""
+
+import json
+import pathlib
 
 from keras_neuralde.tableaus import EXPLICIT
 
-MARKER = "<!-- explicit methods -->"
+_RESULTS = pathlib.Path(__file__).parents[1] / "benchmarks" / "results"
 
 
 def on_page_markdown(markdown, **_):
-    """Replaces the marker by one row for each table."""
-    if MARKER not in markdown:
-        return markdown
-    return markdown.replace(MARKER, "\n".join(explicit_rows()))
+    """Replaces each marker by the lines that belong there."""
+    for marker, lines in _TABLES.items():
+        if marker in markdown:
+            markdown = markdown.replace(marker, "\n".join(lines()))
+    return markdown
 
 
 def explicit_rows():
@@ -28,3 +32,46 @@ def explicit_rows():
             table.source,
         ]
         yield "| " + " | ".join(map(str, cells)) + " |"
+
+
+def adjoint_rows():
+    """Time, memory and error of each adjoint."""
+    record = json.loads((_RESULTS / "adjoints.json").read_text())
+    for case, results in record["results"].items():
+        yield f"**{case.replace('_', '-').title()}**: {record['cases'][case]}."
+        yield ""
+        yield "| adjoint | compile | gradient | memory | error |"
+        yield "|---|---|---|---|---|"
+        for name, row in results.items():
+            cells = [f"{row['compile']:.1f} s", f"{1e3 * row['time']:.3g} ms"]
+            cells += [f"{row['memory']:.3g} MB", f"{row['error']:.0e}"]
+            yield f"| `{name}` | " + " | ".join(cells) + " |"
+        yield ""
+    yield f"{record['machine']}."
+
+
+def frozen_rows():
+    """What frozen steps do for two examples."""
+    record = json.loads((_RESULTS / "frozen_steps.json").read_text())
+    titles = {
+        "control": "**Control of the Lotka-Volterra equations**, BFGS; the true minimum is 0",
+        "spiral": "**The cubic spiral**, L-BFGS after 300 steps of ADAM, at most 400 iterations",
+    }
+    for name, title in titles.items():
+        yield title + ":"
+        yield ""
+        yield "| rtol | steps | iterations | evaluations | loss | at rtol 1e-10 |"
+        yield "|---|---|---|---|---|---|"
+        for row in record[name]:
+            steps = "frozen" if row["frozen"] else "chosen anew"
+            cells = [f"{row['rtol']:.0e}", steps, row["iterations"], row["evaluations"]]
+            cells += [f"{row['loss']:.1e}", f"{row['true_loss']:.1e}"]
+            yield "| " + " | ".join(map(str, cells)) + " |"
+        yield ""
+
+
+_TABLES = {
+    "<!-- explicit methods -->": explicit_rows,
+    "<!-- adjoints -->": adjoint_rows,
+    "<!-- frozen steps -->": frozen_rows,
+}

@@ -44,28 +44,31 @@ def sum_of_squares(y_true, y_pred):
     return tf.reduce_sum(tf.square(y_true - y_pred))
 
 
-def build(seed, adam_steps):
+def build(seed, adam_steps, rtol=1e-6, freeze_steps=False):
     """The compiled model."""
     keras.utils.set_random_seed(seed)
     field = keras.Sequential([Cube(), keras.layers.Dense(50, "tanh"), keras.layers.Dense(2)])
     inputs = keras.Input((2,))
-    spiral = nde.NeuralODE(field, (0.0, 1.5), "tsit5", saveat=TIMES, rtol=1e-6, atol=1e-6)
+    spiral = nde.NeuralODE(field, (0.0, 1.5), "tsit5", saveat=TIMES, rtol=rtol, atol=1e-6)
     model = nde.Model(inputs, spiral(inputs))
     optimizer = nde.optimizers.Chain(
-        [keras.optimizers.Adam(0.05), nde.optimizers.LBFGS(initial_step_norm=0.01)],
+        [
+            keras.optimizers.Adam(0.05),
+            nde.optimizers.LBFGS(initial_step_norm=0.01, freeze_steps=freeze_steps),
+        ],
         steps=[adam_steps],
     )
     model.compile(optimizer, sum_of_squares)
     return model
 
 
-def run(seed=0, adam_steps=300, lbfgs_steps=400, verbose=0):
+def run(seed=0, adam_steps=300, lbfgs_steps=400, verbose=0, **settings):
     """Trains from one seed: `(model, losses, data)`."""
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
     try:
         data = truth()
-        model = build(seed, adam_steps)
+        model = build(seed, adam_steps, **settings)
         history = model.fit(Y0, data[None], epochs=adam_steps + lbfgs_steps, verbose=verbose)
         return model, np.array(history.history["loss"]), data
     finally:

@@ -1,5 +1,6 @@
 """keras_neuralde: differential equations inside Keras models."""
 
+from keras_neuralde import adjoints as adjoints
 from keras_neuralde import controllers as controllers
 from keras_neuralde import layers as layers
 from keras_neuralde import optimizers as optimizers

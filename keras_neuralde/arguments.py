@@ -6,14 +6,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_neuralde import controllers, solvers, values
+from keras_neuralde import adjoints, controllers, solvers, values
 from keras_neuralde.problems import ODEProblem
 from keras_neuralde.solvers.delegated import warn_about_joint_steps
 from keras_neuralde.state import StateLayout
 
 _NORMS = ("rms", "max")
 _STEP_CONTROLS = ("per_sample", "joint")
-_ADJOINTS = ("discrete",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,69 +25,78 @@ class Settings:
     max_steps: int
     batch_ndims: int
     joint: bool
-    adjoint: str
+    adjoint: Any
     checkpoints: int
     first_step: bool
+    dense: bool
+    max_record: int
 
     @classmethod
     def make(
-        cls,
-        solver,
-        controller,
-        norm,
-        max_steps,
-        batch_ndims,
-        step_control,
-        adjoint,
-        checkpoints,
-        dt0,
-    ):
+        cls, solver, *, controller, norm, max_steps, batch_ndims, step_control, adjoint,
+        checkpoints, dt0, steps, dense, max_record,
+    ):  # fmt: skip
+        """Checks the choices and fills in what depends on the solver."""
         solver = solvers.get(solver)
-        if solver.delegated:
-            return cls._delegated(solver, batch_ndims, norm, max_steps, checkpoints)
-        controller = controllers.get(
-            ("I" if solver.adaptive else "constant") if controller is None else controller
-        )
-        constant = isinstance(controller, controllers.Constant)
-        if constant and dt0 is None:
-            raise ValueError(
-                f"solver {solver.name!r} with a constant step size needs `dt0`, the size of its "
-                "steps. Received: dt0=None"
-            )
-        if not constant and not solver.adaptive:
-            raise ValueError(
-                f"solver {solver.name!r} has no error estimate, so it cannot choose its steps: use "
-                f"controller='constant' with dt0. Received: controller={controller!r}"
-            )
         _choice("norm", norm, _NORMS)
         _choice("step_control", step_control, _STEP_CONTROLS)
-        _choice("adjoint", adjoint, _ADJOINTS)
         _at_least("max_steps", max_steps, 1)
         _at_least("checkpoints", checkpoints, 1)
         _at_least("batch_ndims", batch_ndims, 0)
+        _at_least("max_record", max_record, 1)
+        adjoint = adjoints.get(adjoint)
         joint = step_control == "joint" and batch_ndims > 0
+        if solver.delegated:
+            if batch_ndims:
+                warn_about_joint_steps(solver.name)
+            controller, adjoint, joint = None, None, batch_ndims > 0
+        else:
+            controller = _controller(solver, controller, dt0, steps)
+            if dense and adjoint.name != "discrete":
+                raise ValueError(
+                    "dense=True has the discrete gradient only; use adjoint='discrete', or save "
+                    f"points instead. Received: adjoint={adjoint!r}"
+                )
+        chooses = isinstance(controller, controllers.PID)
         return cls(
             solver, controller, norm, int(max_steps), int(batch_ndims), joint, adjoint,
-            int(checkpoints), not constant and dt0 is None,
+            int(checkpoints), chooses and dt0 is None, bool(dense), int(max_record),
         )  # fmt: skip
 
-    @classmethod
-    def _delegated(cls, solver, batch_ndims, norm, max_steps, checkpoints):
-        _at_least("batch_ndims", batch_ndims, 0)
-        _at_least("max_steps", max_steps, 1)
-        if batch_ndims:
-            warn_about_joint_steps(solver.name)
-        return cls(
-            solver,
-            None,
-            norm,
-            int(max_steps),
-            int(batch_ndims),
-            batch_ndims > 0,
-            "tfp",
-            checkpoints,
-            False,
+    @property
+    def chooses_steps(self):
+        """Whether the steps depend on the solution."""
+        return isinstance(self.controller, controllers.PID)
+
+    def replaying(self):
+        """The same with recorded steps."""
+        return dataclasses.replace(self, controller=controllers.Replay(), first_step=False)
+
+
+def _controller(solver, controller, dt0, steps):
+    """The step-size controller, with what it needs."""
+    if steps is not None:
+        if controller is not None or dt0 is not None:
+            raise ValueError(
+                "`steps` are taken as they are: leave out `controller` and `dt0`. "
+                f"Received: controller={controller!r}, dt0={dt0!r}"
+            )
+        return controllers.Replay()
+    controller = controllers.get(
+        ("I" if solver.adaptive else "constant") if controller is None else controller
+    )
+    constant = isinstance(controller, controllers.Constant)
+    if constant and dt0 is None:
+        raise ValueError(
+            f"solver {solver.name!r} with a constant step size needs `dt0`, the size of its "
+            "steps. Received: dt0=None"
         )
+    if not constant and not solver.adaptive:
+        raise ValueError(
+            f"solver {solver.name!r} has no error estimate, so it cannot choose its steps: use "
+            f"controller='constant' with dt0. Received: controller={controller!r}"
+        )
+    return controller
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +138,7 @@ def _known(tensor):
     return None if value is None else np.asarray(value)
 
 
-def prepare(problem, settings, saveat, rtol, atol, dt0, dt_min):
+def prepare(problem, settings, saveat, rtol, atol, dt0, dt_min, steps):
     """Checks the arguments and makes them tensors: `(layout, inputs, shape)`."""
     y0, p = values.as_nest(problem.y0), values.as_nest(problem.p)
     dtype = values.common_dtype(y0, p)
@@ -152,6 +160,7 @@ def prepare(problem, settings, saveat, rtol, atol, dt0, dt_min):
         "t0": t0,
         "t1": t1,
         "saves": saves,
+        "steps": _recorded_steps(steps, dtype, layout),
         "rtol": _tolerance(1e-3 if rtol is None else rtol, "rtol", y0, dtype),
         "atol": _tolerance(1e-6 if atol is None else atol, "atol", y0, dtype),
         "dt0": _step_size(0.0 if dt0 is None else dt0, dtype, "dt0", positive=dt0 is not None),
@@ -237,6 +246,33 @@ def _saves(saveat, dtype, layout):
     if layout.joint:
         raise ValueError("`saveat` of each trajectory needs step_control='per_sample'.")
     return times, "per_sample"
+
+
+def _recorded_steps(steps, dtype, layout):
+    """The times of steps to replay, `(n + 1, rows)` or `(n + 1, 1)`; `None` for none."""
+    if steps is None:
+        return None
+    times = values.as_float(steps, dtype, "steps")
+    shape, rank = times.shape, times.shape.rank
+    batch = tf.TensorShape(layout.batch_shape)
+    fits = rank == 1 or rank == 1 + layout.batch_ndims and shape[1:].is_compatible_with(batch)
+    if not fits or (shape[0] is not None and shape[0] < 2):
+        raise ValueError(
+            "`steps` must hold at least two times, (num_steps + 1,) or (num_steps + 1, *batch) "
+            f"with the batch shape {batch}, as `sol.steps` has them. Received shape: {shape}"
+        )
+    known = _known(times)
+    if known is not None:
+        moves = np.diff(known, axis=0)
+        moves = moves[np.isfinite(moves)]
+        if np.any(moves > 0) and np.any(moves < 0):
+            raise ValueError(f"`steps` must be sorted. Received: {known}")
+    if rank == 1:
+        return times[:, None]
+    if layout.joint:
+        # A joint row has one sequence; `sol.steps` repeats it over the batch.
+        return tf.reshape(times, [tf.shape(times)[0], -1])[:, :1]
+    return tf.reshape(times, [shape[0] or tf.shape(times)[0], layout.rows or -1])
 
 
 def _check_times(t0, t1, saves, watched):

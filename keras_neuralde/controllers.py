@@ -18,6 +18,11 @@ class Constant:
 
 
 @dataclasses.dataclass(frozen=True)
+class Replay:
+    """The steps of an earlier solve, one after the other; every one of them is accepted."""
+
+
+@dataclasses.dataclass(frozen=True)
 class PID:
     """Proportional-integral-derivative control of the step size.
 

@@ -57,23 +57,27 @@ class EnsembleSolution(Solution):
 
     timed: bool = True
 
-    def summary(self, quantiles=(0.05, 0.95)):
+    def summary(self, quantiles=(0.05, 0.95), at=None):
         """Mean, variance, median and quantiles over the trajectories.
 
         Failed trajectories are left out. Everything is differentiable.
 
         Args:
             quantiles: levels between 0 and 1; values between two trajectories are interpolated.
+            at: some of the save times, a number or a list, for statistics at these alone; `None`
+                for all.
 
         Returns:
             A `Summary`.
 
         Raises:
-            ValueError: for levels out of range.
+            ValueError: for levels out of range, or times that were not saved.
         """
         levels = tuple(float(level) for level in quantiles)
         if not all(0.0 <= level <= 1.0 for level in levels):
             raise ValueError(f"`quantiles` must lie between 0 and 1. Received: {quantiles!r}")
+        if at is not None:
+            return self._only(at).summary(quantiles)
         good = self.success
         axis = int(self.timed)
         count = tf.reduce_sum(tf.cast(good, tf.int32))
@@ -91,6 +95,22 @@ class EnsembleSolution(Solution):
         mean, var, median, *rest = packed
         t = self.t if axis else tf.reduce_mean(self.t)
         return Summary(t, mean, var, median, tuple(rest), levels, count)
+
+    def _only(self, at):
+        """The solution at some of its times."""
+        times = np.atleast_1d(self.t.numpy() if self.timed else [])
+        wanted = np.asarray(at, times.dtype)
+        slack = 1e-6 * np.ptp(times) if times.size else 0.0
+        found = [np.flatnonzero(np.abs(times - time) <= slack) for time in np.ravel(wanted)]
+        missing = [float(t) for t, i in zip(np.ravel(at), found, strict=True) if not i.size]
+        if missing or wanted.ndim > 1:
+            raise ValueError(
+                f"`at` must be a save time or a list of them. Received: {at!r}, of which {missing} "
+                "were not saved; list them in `saveat`"
+            )
+        index = int(found[0][0]) if wanted.ndim == 0 else [int(i[0]) for i in found]
+        y = tf.nest.map_structure(lambda leaf: tf.gather(leaf, index), self.y)
+        return dataclasses.replace(self, t=tf.gather(self.t, index), y=y, timed=wanted.ndim == 1)
 
     def plot(self, **keywords):
         """Draws mean, ribbon and data; see `keras_neuralde.plot.summary`."""

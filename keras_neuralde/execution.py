@@ -7,14 +7,32 @@ import numpy as np
 import tensorflow as tf
 
 from keras_neuralde import captures
-from keras_neuralde.adjoints.discrete import solve_discrete
+from keras_neuralde.adjoints.base import Task
+from keras_neuralde.adjoints.recorded import integrate_densely
 from keras_neuralde.fields import Field
-from keras_neuralde.integrate import ACCEPTED, REJECTED, STATUS, Plan, Terms, integrate
+from keras_neuralde.integrate import (
+    ACCEPTED,
+    REJECTED,
+    STATUS,
+    Plan,
+    T,
+    Terms,
+    advance,
+    any_running,
+    begin,
+    finish,
+    integrate,
+    integrate_times,
+    nan_where_failed,
+    read_saves,
+    step_times,
+)
 from keras_neuralde.programs import ProgramCache, function_key
 from keras_neuralde.solution import Status
 
 programs = ProgramCache()
 _RING_BYTES = 1 << 25
+_TURNS_OF_A_PART = 4096
 
 
 def lift_field(f, layout, inputs):
@@ -71,8 +89,17 @@ class Gradient(enum.Enum):
     EXPECTED = "expected"  # a tape is recording
 
 
-def run_eagerly(f, settings, layout, inputs, shape):
-    """Runs an eager call through its compiled program."""
+def run_eagerly(f, settings, layout, inputs, shape, what):
+    """Runs an eager call through its compiled program.
+
+    Args:
+        f: the user's field.
+        settings: the `Settings`.
+        layout: the `StateLayout`.
+        inputs: the tensors.
+        shape: the `Shape`.
+        what: `trace`, `trace_part` or `trace_steps`.
+    """
     gradient = Gradient.EXPECTED if tape_is_active() else Gradient.NEVER
 
     def signature(leaf):
@@ -84,7 +111,7 @@ def run_eagerly(f, settings, layout, inputs, shape):
     references: list = []
     key = (
         function_key(f, references), settings, layout.batch_ndims, shape, gradient,
-        keyed(inputs),
+        keyed(inputs), what.__name__,
     )  # fmt: skip
 
     def make():
@@ -95,17 +122,17 @@ def run_eagerly(f, settings, layout, inputs, shape):
 
         @tf.function(jit_compile=jit, autograph=False)
         def program(inputs):
-            return trace(function, settings, layout, inputs, shape, gradient)
+            return what(function, settings, layout, inputs, shape, gradient)
 
         return program
 
     return programs.get(key, references, make)(inputs)
 
 
-def run_in_graph(f, settings, layout, inputs, shape):
+def run_in_graph(f, settings, layout, inputs, shape, what):
     """Makes the solve part of the graph that is being built."""
     gradient = Gradient.EXPECTED if tape_is_active() else Gradient.POSSIBLE
-    return trace(lift_field(f, layout, inputs), settings, layout, inputs, shape, gradient)
+    return what(lift_field(f, layout, inputs), settings, layout, inputs, shape, gradient)
 
 
 def tape_is_active():
@@ -117,19 +144,67 @@ def tape_is_active():
 
 def trace(function, settings, layout, inputs, shape, gradient):
     """The solve as graph operations: tensors in, tensors out."""
-    leaves = tf.nest.flatten(inputs["y0"])
-    batch_dims = layout.batch_dims(leaves)
-    p_leaves = [leaf for leaf in tf.nest.flatten(inputs["p"]) if leaf is not None]
-    substitute = settings.solver.delegated and bool(function.captures)
-    field = Field(function, layout, batch_dims, p_leaves, substitute)
-    y0 = layout.pack(inputs["y0"])
-    terms, bad = _terms(layout, inputs, y0, shape)
-    has_saves = terms.saves is not None
+    bound = _bind(function, settings, layout, inputs, shape)
+    field, y0, terms, bad, _ = bound
     if settings.solver.delegated:
         y, control, num_f = settings.solver.integrate(field, y0, terms, settings.max_steps)
+        return _answer(settings, layout, inputs, bound, y, control, num_f)
+    if settings.dense:
+        y, control, record = _integrate_densely(field, y0, terms, settings, shape)
     else:
         y, control = _integrate(field, y0, terms, settings, shape, gradient)
-        num_f = _evaluations(settings, has_saves, control)
+        record = {}
+    return _answer(settings, layout, inputs, bound, y, control) | record
+
+
+def trace_part(function, settings, layout, inputs, shape, gradient):
+    """A part of the solve: the answer so far, and what it takes to go on from there.
+
+    The inputs hold the `state` of the part before; the first part has `None`.
+    """
+    bound = _bind(function, settings, layout, inputs, shape)
+    field, y0, terms, _, _ = bound
+    plan = _plan(settings, terms.saves is not None, _segment_of_memory(settings, y0))
+    g = field.bind(field.theta)
+    carry, outputs = inputs["state"] or begin(plan, g, y0, terms)
+    carry, outputs = advance(plan, g, terms, carry, outputs, _TURNS_OF_A_PART)
+    outcome = finish(plan, carry, outputs)
+    span = tf.abs(terms.t_end - terms.t0)
+    covered = tf.math.divide_no_nan(tf.abs(carry.control[T] - terms.t0), span)
+    covered = tf.where(carry.control[STATUS] < 0.0, covered, 1.0)
+    return {
+        "answer": _answer(settings, layout, inputs, bound, outcome.y, outcome.control),
+        "state": (carry, outputs),
+        "covered": tf.reduce_mean(covered),
+        "running": any_running(carry.control),
+    }
+
+
+def run_with_progress(f, settings, layout, inputs, shape, report):
+    """Runs an eager call in parts.
+
+    Args:
+        f: the user's field.
+        settings: the `Settings`.
+        layout: the `StateLayout`.
+        inputs: the tensors.
+        shape: the `Shape`.
+        report: `report(covered)`, told after each part what share of the time span is done.
+    """
+    state, part = None, None
+    while part is None or part["running"]:
+        part = run_eagerly(f, settings, layout, inputs | {"state": state}, shape, trace_part)
+        state = part["state"]
+        report(float(part["covered"]))
+    return part["answer"]
+
+
+def _answer(settings, layout, inputs, bound, y, control, num_f=None):
+    """The raw outputs of a solve."""
+    _, _, terms, bad, batch_dims = bound
+    has_saves = terms.saves is not None
+    if num_f is None:
+        num_f = _evaluations(settings, has_saves or settings.dense, control)
     status = tf.where(bad, tf.cast(Status.BAD_TIMES, y.dtype), control[STATUS])
     y = tf.where(bad[:, None], tf.constant(float("nan"), y.dtype), y)
     control = tf.concat([control[:STATUS], status[None], control[STATUS + 1 :]], axis=0)
@@ -139,35 +214,67 @@ def trace(function, settings, layout, inputs, shape, gradient):
         "control": control,
         "t": terms.t_end if not has_saves else inputs["saves"],
         "num_f": num_f,
-        "batch_like": leaves[0],
+        "batch_like": tf.nest.flatten(inputs["y0"])[0],
     }
 
 
-def _plan(settings, has_saves, segment, save_slopes):
+def trace_steps(function, settings, layout, inputs, shape, gradient):
+    """The times of the accepted steps of the solve; see `integrate_times`."""
+    field, y0, terms, _, _ = _bind(function, settings, layout, inputs, shape)
+    plan = _plan(settings, terms.saves is not None, settings.max_record)
+    return integrate_times(plan, field.bind(field.theta), tf.stop_gradient(y0), terms)
+
+
+def _bind(function, settings, layout, inputs, shape):
+    """The field and the loop's inputs as matrices: `(field, y0, terms, bad, batch_dims)`."""
+    leaves = tf.nest.flatten(inputs["y0"])
+    batch_dims = layout.batch_dims(leaves)
+    p_leaves = [leaf for leaf in tf.nest.flatten(inputs["p"]) if leaf is not None]
+    substitute = settings.solver.delegated and bool(function.captures)
+    field = Field(function, layout, batch_dims, p_leaves, substitute)
+    y0 = layout.pack(inputs["y0"])
+    terms, bad = _terms(layout, inputs, y0, shape, settings.dense)
+    return field, y0, terms, bad, batch_dims
+
+
+def _plan(settings, saves, segment):
     return Plan(
         settings.solver,
         settings.controller,
         settings.norm,
         settings.max_steps,
         segment,
-        has_saves,
-        save_slopes,
+        saves,
+        False,
         settings.first_step,
     )
 
 
 def _integrate(field, y0, terms, settings, shape, gradient):
     """The states and the control block, through the adjoint where a gradient may be asked for."""
-    has_saves = terms.saves is not None
-    plain = _plan(settings, has_saves, _segment_of_memory(settings, y0), False)
+    plan = _plan(settings, terms.saves is not None, _segment_of_memory(settings, y0))
     if gradient is Gradient.NEVER:
-        outcome = integrate(plain, field.bind(field.theta), y0, terms)
+        outcome = integrate(plan, field.bind(field.theta), y0, terms)
         return outcome.y, outcome.control
-    # All checkpoints' worth of turns, as a power of two.
-    segment = 1 << int(math.log2(settings.checkpoints))
-    plan = _plan(settings, has_saves, segment, has_saves and shape.time_gradient)
-    primal = plain if gradient is Gradient.POSSIBLE else None
-    return solve_discrete(plan, field, y0, terms, settings.checkpoints, shape.time_gradient, primal)
+    expected = gradient is Gradient.EXPECTED
+    task = Task(plan, settings.checkpoints, settings.max_record, shape.time_gradient, expected)
+    return settings.adjoint.integrate(task, field, y0, terms)
+
+
+def _integrate_densely(field, y0, terms, settings, shape):
+    """The same with every step on record, which is returned too."""
+    plan = _plan(settings, True, settings.max_record)
+    task = Task(plan, settings.checkpoints, settings.max_record, shape.time_gradient, True)
+    without = terms._replace(saves=None)
+    y, ring, turns, control = integrate_densely(task, field, y0, without)
+    record = {
+        "ring": ring, "turns": turns, "direction": terms.direction, "t_end": terms.t_end,
+        "steps": step_times(terms, ring.times, control),
+    }  # fmt: skip
+    if terms.saves is None:
+        return nan_where_failed(y, control), control, record
+    y = read_saves(plan, terms, y0, ring, turns)
+    return nan_where_failed(y, control), control, record
 
 
 def _evaluations(settings, has_saves, control):
@@ -178,7 +285,7 @@ def _evaluations(settings, has_saves, control):
     return once + steps * solver.evaluations(dense=has_saves)
 
 
-def _terms(layout, inputs, y0, shape):
+def _terms(layout, inputs, y0, shape, dense):
     """The loop's constants; and which rows have times that cannot be served."""
     rows = tf.shape(y0)[0]
 
@@ -197,12 +304,16 @@ def _terms(layout, inputs, y0, shape):
         present = tf.math.is_finite(saves)
         ahead = tf.where(present, direction * saves, direction * t0)
         # Zero times t1, so that its gradient is a zero and not missing.
-        t_end = direction * tf.reduce_max(ahead, axis=0) + 0.0 * t1
+        last = direction * tf.reduce_max(ahead, axis=0) + 0.0 * t1
         slack = 4 * np.finfo(y0.dtype.as_numpy_dtype).eps * tf.maximum(tf.abs(t0), tf.abs(t1))
         bad |= tf.reduce_any(ahead < direction * t0 - slack, axis=0)
-        bad |= direction * t_end > direction * t1 + slack
+        bad |= direction * last > direction * t1 + slack
         bad |= tf.reduce_any(present[1:] & (ahead[1:] < ahead[:-1]), axis=0)
         bad |= tf.reduce_any(present[1:] & ~present[:-1], axis=0)
+        t_end = t1 if dense else last
+    steps = inputs["steps"]
+    if steps is not None:
+        bad |= tf.reduce_any(tf.math.is_nan(steps[:2]), axis=0) & (t_end != t0)
     t_end = tf.where(bad, t0, t_end)
 
     def tolerance(value):
@@ -215,7 +326,7 @@ def _terms(layout, inputs, y0, shape):
 
     return Terms(
         t0, t_end, direction, tolerance(inputs["rtol"]), tolerance(inputs["atol"]),
-        inputs["dt0"], inputs["dt_min"], saves,
+        inputs["dt0"], inputs["dt_min"], saves, None if steps is None else tf.stop_gradient(steps),
     ), bad  # fmt: skip
 
 

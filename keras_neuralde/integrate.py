@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from keras_neuralde import controllers
+from keras_neuralde.interpolation import Interpolant
 from keras_neuralde.solution import Status
 
 # Rows of the packed control block; one column per trajectory. The last two are there only when the
@@ -31,7 +32,7 @@ class Plan:
 
     Args:
         solver: the one-step method.
-        controller: `controllers.Constant` or `controllers.PID`.
+        controller: `controllers.Constant`, `controllers.Replay` or `controllers.PID`.
         norm: "rms" or "max", over the components of a row.
         max_steps: attempted steps per row before it ends with a status.
         segment: turns of the loop between two looks at the save points.
@@ -51,7 +52,11 @@ class Plan:
 
     @property
     def adaptive(self):
-        return not isinstance(self.controller, controllers.Constant)
+        return isinstance(self.controller, controllers.PID)
+
+    @property
+    def replays(self):
+        return isinstance(self.controller, controllers.Replay)
 
     @property
     def looks_back(self):
@@ -70,6 +75,8 @@ class Terms(NamedTuple):
         dt0: scalar, the first or constant step; not read when it is chosen automatically.
         dt_min: scalar.
         saves: `(num_times, rows)` or `(num_times, 1)`; `None` without save points.
+        steps: times of the steps to replay, the same shapes, NaN after the last; `None` unless
+            the plan replays.
     """
 
     t0: tf.Tensor
@@ -80,6 +87,7 @@ class Terms(NamedTuple):
     dt0: tf.Tensor
     dt_min: tf.Tensor
     saves: tf.Tensor | None
+    steps: tf.Tensor | None = None
 
 
 class Carry(NamedTuple):
@@ -214,10 +222,28 @@ def _next_time(plan, terms, t, h, accepted):
     if plan.adaptive:
         last = h * 1.01 >= tf.abs(terms.t_end - t)
         return tf.where(last, terms.t_end, t + terms.direction * h)
+    if plan.replays:
+        return _next_recorded(terms, t, accepted)
     # Counting instead of adding keeps a million equal steps on their grid.
     elapsed = (accepted + 1.0) * h
     last = elapsed + 1e-3 * h >= tf.abs(terms.t_end - terms.t0)
     return tf.where(last, terms.t_end, terms.t0 + terms.direction * elapsed)
+
+
+def _next_recorded(terms, t, accepted):
+    """Where the replayed step ends: a step keeps its size, the last one ends on the end."""
+    count = tf.shape(terms.steps)[0]
+    column = tf.range(tf.shape(t)[0]) if terms.steps.shape[1] != 1 else 0
+    flat, stride = tf.reshape(terms.steps, [-1]), tf.shape(terms.steps)[1]
+    number = tf.cast(accepted, tf.int32)
+
+    def time(later):
+        return tf.gather(flat, tf.minimum(number + later, count - 1) * stride + column)
+
+    h = tf.abs(time(1) - time(0))
+    last = (number + 2 >= count) | tf.math.is_nan(time(2))
+    last |= ~(h < tf.abs(terms.t_end - t))
+    return tf.where(last, terms.t_end, t + terms.direction * h)
 
 
 def _smallest_step(terms, t):
@@ -286,46 +312,152 @@ def integrate(plan, g, y0, terms):
     Returns:
         An `Outcome`: `y` is `(num_times, rows, width)` with save points, else `(rows, width)`.
     """
-    carry = start(plan, g, y0, terms)
+    carry, outputs = advance(plan, g, terms, *begin(plan, g, y0, terms))
+    return finish(plan, carry, outputs)
+
+
+def begin(plan, g, y0, terms):
+    """The carry and the save points before the first turn."""
+    return start(plan, g, y0, terms), first_outputs(plan, g, y0, terms) if plan.saves else ()
+
+
+def advance(plan, g, terms, carry, outputs, limit=None):
+    """Turns until every row has ended.
+
+    Args:
+        plan: the `Plan`.
+        g: the field.
+        terms: the `Terms`.
+        carry: the `Carry`.
+        outputs: the save points so far.
+        limit: turns after which to come back, as soon as a segment is complete; `None` for never.
+
+    Returns:
+        The carry and the outputs.
+    """
+
+    def more(turn, carry):
+        running = any_running(carry.control)
+        return running if limit is None else running & (turn < limit)
+
+    zero = tf.constant(0)
     if not plan.saves:
         _, carry = tf.while_loop(
-            lambda turn, carry: any_running(carry.control),
+            more,
             lambda turn, carry: (turn + 1, attempt(plan, g, terms, carry)[0]),
-            (tf.constant(0), carry),
+            (zero, carry),
         )
-        return Outcome(_or_nan(carry.y, carry.control), (), carry.control)
-    ring = empty_ring(plan, carry, plan.segment)
-    outputs = first_outputs(plan, y0, terms)
+        return carry, ()
 
-    def turn_segment(carry, ring, outputs):
+    def turn_segment(turn, carry, ring, outputs):
         carry, ring, turns = run_segment(plan, g, terms, carry, ring)
-        return carry, ring, flush(plan, terms, ring, turns, outputs)
+        return turn + turns, carry, ring, flush(plan, terms, ring, turns, outputs)
 
-    carry, ring, outputs = tf.while_loop(
-        lambda carry, *_: any_running(carry.control), turn_segment, (carry, ring, outputs)
+    loop = (zero, carry, empty_ring(plan, carry, plan.segment), outputs)
+    _, carry, _, outputs = tf.while_loop(
+        lambda turn, carry, *_: more(turn, carry), turn_segment, loop
     )
-    return finish(plan, carry, outputs)
+    return carry, outputs
+
+
+def integrate_recorded(plan, g, y0, terms):
+    """The whole integration in one segment, which keeps every attempt.
+
+    Returns:
+        The last `Carry` and the `Ring`. A row that needs more attempts than the ring holds ends
+        with a status.
+    """
+    carry = start(plan, g, y0, terms)
+    ring = empty_ring(plan, carry, plan.segment)
+    # So that the record of no turns at all, of a span of length zero, stands at the start.
+    ring = ring._replace(times=ring.times + terms.t0, y=write(ring.y, tf.constant(0), y0))
+    carry, ring, _ = run_segment(plan, g, terms, carry, ring)
+    return carry._replace(control=_end_running(carry.control)), ring
+
+
+def attempts(control):
+    """How many turns of the loop there were: no row rests before it has ended."""
+    turns = tf.reduce_max(control[ACCEPTED] + control[REJECTED])
+    return tf.cast(tf.maximum(turns, 0.0), tf.int32)
+
+
+def integrate_times(plan, g, y0, terms):
+    """The whole integration, of which only the ends of the steps are kept.
+
+    Returns:
+        `(segment + 1, rows)`: the start and the end of every accepted step in order, then NaN. A
+        row with more attempts than `plan.segment` is NaN.
+    """
+    carry = start(plan, g, y0, terms)
+    ends = tf.zeros((plan.segment, 2, tf.shape(y0)[0]), y0.dtype)
+
+    def more(turn, carry, ends):
+        return (turn < plan.segment) & any_running(carry.control)
+
+    def turn_once(turn, carry, ends):
+        carry, record = attempt(plan, g, terms, carry)
+        return turn + 1, carry, write(ends, turn, record.times)
+
+    _, carry, ends = tf.while_loop(more, turn_once, (tf.constant(0), carry, ends))
+    return step_times(terms, ends, _end_running(carry.control))
+
+
+def step_times(terms, times, control):
+    """The accepted steps among records `times`, `(size, 2, rows)`; see `integrate_times`."""
+    t, t_next = times[:, 0], times[:, 1]
+    accepted = (t != t_next) & (tf.range(times.shape[0])[:, None] < attempts(control))
+    full = control[STATUS] == float(Status.RECORD_FULL)
+    infinity = tf.constant(float("inf"), times.dtype)
+    ends = tf.sort(tf.where(accepted & ~full, terms.direction * t_next, infinity), axis=0)
+    nan = tf.constant(float("nan"), times.dtype)
+    ends = tf.where(tf.math.is_finite(ends), terms.direction * ends, nan)
+    first = tf.where(full, nan, terms.t0)
+    return tf.stop_gradient(tf.concat([first[None], ends], axis=0))
+
+
+def _end_running(control):
+    """The control block of rows that still run when the record is full."""
+    full = tf.constant(float(Status.RECORD_FULL), control.dtype)
+    status = tf.where(control[STATUS] < 0.0, full, control[STATUS])
+    return tf.concat([control[:STATUS], status[None], control[STATUS + 1 :]], axis=0)
 
 
 def finish(plan, carry, outputs):
     """The outcome; failed rows are NaN."""
     if not plan.saves:
-        return Outcome(_or_nan(carry.y, carry.control), (), carry.control)
+        return Outcome(nan_where_failed(carry.y, carry.control), (), carry.control)
     y, slopes = outputs
-    return Outcome(_or_nan(y, carry.control), slopes, carry.control)
+    return Outcome(nan_where_failed(y, carry.control), slopes, carry.control)
 
 
-def _or_nan(y, control):
+def nan_where_failed(y, control):
+    """`y`, `(..., rows, width)`, with NaN in the rows that did not reach the end."""
     failed = control[STATUS] != float(Status.SUCCESS)
     return tf.where(failed[:, None], tf.constant(float("nan"), y.dtype), y)
 
 
-def first_outputs(plan, y0, terms):
+def at_start(terms):
+    """Which save points are the start itself, `(num_times, rows)` booleans."""
+    return terms.direction * terms.saves <= terms.direction * terms.t0
+
+
+def first_outputs(plan, g, y0, terms):
     """The save points before the first step: the start where it is listed, NaN elsewhere."""
-    at_start = terms.direction * terms.saves <= terms.direction * terms.t0
-    nan = tf.constant(float("nan"), y0.dtype)
-    y = tf.where(at_start[:, :, None], y0, nan)
-    return y, (tf.zeros_like(y) if plan.save_slopes else ())
+    start = at_start(terms)[:, :, None]
+    y = tf.where(start, y0, tf.constant(float("nan"), y0.dtype))
+    if not plan.save_slopes:
+        return y, ()
+    return y, tf.where(start, g(terms.t0, y0), tf.zeros_like(y))
+
+
+def read_saves(plan, terms, y0, ring, turns):
+    """The states at the save points, `(num_times, rows, width)`, from the record of all steps."""
+    steps = Interpolant(ring, turns, terms.direction, plan.solver.dense_degree())
+    s = terms.direction * terms.saves
+    inside = (s >= steps.start) & (s <= steps.end) & (steps.end > steps.start)
+    value, _ = steps(terms.saves, inside, from_start=True)
+    resting = tf.where(at_start(terms)[:, :, None], y0, tf.constant(float("nan"), y0.dtype))
+    return tf.where(inside[:, :, None], value, resting)
 
 
 def flush(plan, terms, ring, turns, outputs):
@@ -342,13 +474,13 @@ def flush(plan, terms, ring, turns, outputs):
         The outputs with the covered save points filled in.
     """
     count = terms.saves.shape[0]
-    lookup = _Lookup(plan, terms, ring, turns)
+    steps = Interpolant(ring, turns, terms.direction, plan.solver.dense_degree())
     if count is None or count <= _CHUNK:
-        return lookup.fill(terms.saves, outputs)
+        return _fill(plan, steps, terms.saves, outputs)
     # Only the chunks that some row has reached and not every row has left behind.
     s = terms.direction * terms.saves
-    left = tf.reduce_all(s <= lookup.start, axis=1)
-    reached = tf.reduce_any(s <= lookup.end, axis=1)
+    left = tf.reduce_all(s <= steps.start, axis=1)
+    reached = tf.reduce_any(s <= steps.end, axis=1)
     first = tf.reduce_sum(tf.cast(left, tf.int32)) // _CHUNK
     last = -(-tf.reduce_sum(tf.cast(reached, tf.int32)) // _CHUNK)
 
@@ -357,7 +489,7 @@ def flush(plan, terms, ring, turns, outputs):
         begin = tf.minimum(chunk * _CHUNK, count - _CHUNK)
         at = begin + tf.range(_CHUNK)
         part = tf.nest.map_structure(lambda full: tf.gather(full, at), outputs)
-        part = lookup.fill(tf.gather(terms.saves, at), part)
+        part = _fill(plan, steps, tf.gather(terms.saves, at), part)
         outputs = tf.nest.map_structure(
             lambda full, piece: tf.tensor_scatter_nd_update(full, at[:, None], piece), outputs, part
         )
@@ -367,55 +499,10 @@ def flush(plan, terms, ring, turns, outputs):
     return tf.while_loop(lambda chunk, _: chunk < last, one_chunk, loop)[1]
 
 
-class _Lookup:
-    """The steps of a segment, to be asked for states at save times."""
-
-    def __init__(self, plan, terms, ring, turns):
-        self._plan, self._terms, self._ring = plan, terms, ring
-        infinity = tf.constant(float("inf"), ring.y.dtype)
-        valid = tf.range(plan.segment)[:, None] < turns
-        ends = tf.where(valid, terms.direction * ring.times[:, 1], infinity)
-        self.start = terms.direction * ring.times[0, 0]
-        self.end = terms.direction * tf.gather(ring.times[:, 1], turns - 1)
-        self._ends = tf.reshape(ends, [-1])
-
-    def fill(self, saves, outputs):
-        """`outputs` with the states at `saves` where this segment covers them."""
-        plan, terms, ring = self._plan, self._terms, self._ring
-        rows, width = tf.shape(ring.y)[1], tf.shape(ring.y)[2]
-        column = tf.range(rows)
-        s = terms.direction * (saves + tf.zeros_like(terms.t0))
-        covered = (s > self.start) & (s <= self.end)
-
-        # The first record that ends at or after the save point, by bisection over the ring.
-        at = tf.zeros_like(s, tf.int32)
-        stride = plan.segment // 2
-        while stride:
-            probe = tf.gather(self._ends, (at + (stride - 1)) * rows + column)
-            at += tf.where(probe < s, stride, 0)
-            stride //= 2
-        flat = at * rows + column
-
-        t = tf.gather(tf.reshape(ring.times[:, 0], [-1]), flat)
-        t_next = tf.gather(tf.reshape(ring.times[:, 1], [-1]), flat)
-        h = tf.where(covered, t_next - t, 1.0)[:, :, None]
-        theta = tf.where(covered, saves - t, 0.0)[:, :, None] / h
-        y = tf.gather(tf.reshape(ring.y, (-1, ring.y.shape[2] or width)), flat)
-        dense = tf.gather(tf.reshape(ring.dense, (plan.segment * rows, -1)), flat)
-        coefficients = tf.split(dense, plan.solver.dense_degree(), axis=-1)
-        value, slope = _horner(y, coefficients, theta)
-        covered = covered[:, :, None]
-        filled = tf.where(covered, value, outputs[0])
-        slopes = tf.where(covered, slope / h, outputs[1]) if plan.save_slopes else ()
-        return filled, slopes
-
-
-def _horner(y, coefficients, theta):
-    """y + Σ Q_m θ^m and its derivative with respect to θ."""
-    value = tf.zeros_like(y)
-    slope = tf.zeros_like(y)
-    for coefficient in reversed(coefficients):
-        slope = slope * theta + value
-        value = value * theta + coefficient
-    # value = Σ Q_m θ^(m-1), slope = its derivative.
-    return y + theta * value, value + theta * slope
+def _fill(plan, steps, saves, outputs):
+    """`outputs` with the states at `saves` where the steps cover them."""
+    covered = steps.covers(saves)
+    value, slope = steps(saves, covered)
+    covered = covered[:, :, None]
+    slopes = tf.where(covered, slope, outputs[1]) if plan.save_slopes else ()
+    return tf.where(covered, value, outputs[0]), slopes

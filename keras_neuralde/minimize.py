@@ -13,6 +13,7 @@ from keras_neuralde.bounds import make_box
 from keras_neuralde.minimize_result import MinimizeResult, MinimizeStatus
 from keras_neuralde.optimizers.closure import ClosureOptimizer
 from keras_neuralde.optimizers.line_search import Progress
+from keras_neuralde.optimizers.quasi_newton import QuasiNewton
 from keras_neuralde.parameters import Parameters
 
 _BACKTRACKS = 30
@@ -40,6 +41,7 @@ def minimize(
     batches=None,
     callback=None,
     restarts=1,
+    freeze_steps=False,
     progress=True,
     jit_compile=True,
 ):
@@ -64,6 +66,8 @@ def minimize(
             that `p`; `True` halts, `False` and `None` go on.
         restarts: how often a quasi-Newton stage whose line search gives up begins again from a
             fresh memory.
+        freeze_steps: hold the step sequences of adaptive solves in the loss during each line search
+            of a quasi-Newton stage, which makes the loss smooth at any tolerance; see `LBFGS`.
         progress: whether to draw a progress bar; only a terminal gets one.
         jit_compile: whether to compile with XLA.
 
@@ -85,7 +89,7 @@ def minimize(
     >>> bool(abs(result.minimizer[0] - 1.0) < 1e-6)
     True
     """
-    stages = _stages(optimizer, max_iters, batches)
+    stages = _stages(optimizer, max_iters, batches, freeze_steps)
     for name, value in (("max_iters", max_iters), ("max_evaluations", max_evaluations)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ValueError(f"`{name}` must be an integer of at least 1. Received: {value!r}")
@@ -113,7 +117,7 @@ def _least(a, b):
     return min(given) if given else None
 
 
-def _stages(optimizer, max_iters, batches):
+def _stages(optimizer, max_iters, batches, freeze_steps):
     """`(optimizer, steps)` pairs."""
     given = optimizer if isinstance(optimizer, (list, tuple)) else [(optimizer, None)]
     stages = []
@@ -131,6 +135,8 @@ def _stages(optimizer, max_iters, batches):
         if method.built:
             # One that has worked before holds the memory of other parameters.
             method = type(method).from_config(method.get_config())
+        if freeze_steps and isinstance(method, QuasiNewton):
+            method = type(method).from_config(method.get_config() | {"freeze_steps": True})
         if isinstance(getattr(method, "optimizers", None), list):
             raise TypeError(
                 "stages are a list here, not a Chain: [(Adam(0.05), 300), (BFGS(), None)]"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import functools
 from typing import Any
 
 import tensorflow as tf
@@ -21,6 +22,7 @@ class Status(enum.IntEnum):
     STEP_TOO_SMALL = 2
     NON_FINITE = 3
     BAD_TIMES = 4
+    RECORD_FULL = 5
 
     @property
     def message(self):
@@ -45,6 +47,9 @@ _MESSAGES = {
     Status.BAD_TIMES: (
         "the save times are unsorted, outside t_span or not finite; sort them, widen t_span, and "
         "put NaN pads last"
+    ),
+    Status.RECORD_FULL: (
+        "needed more attempted steps than the record holds; raise max_record or loosen rtol/atol"
     ),
 }
 
@@ -81,12 +86,31 @@ class Solution:
             time was asked for. NaN in trajectories that failed.
         stats: a `Stats`.
         status: int32 of the batch shape; 0 is success, see `Status`.
+        steps: the accepted steps as times `(num_steps + 1, *batch)`, the start first, NaN after a
+            trajectory's last; `solve(..., steps=sol.steps)` takes them again. They are found when
+            first asked for, by repeating the solve, unless it was a dense one.
+
+    With `dense=True`, `sol(t)` is the state at any time of the span; gradients flow through it.
     """
 
     t: tf.Tensor
     y: Any
     stats: Stats
     status: tf.Tensor
+    _find_steps: Any = dataclasses.field(default=None, repr=False)
+    _dense: Any = dataclasses.field(default=None, repr=False)
+
+    def __call__(self, t):
+        """The state at `t`; see `keras_neuralde.interpolation.DenseOutput`."""
+        if self._dense is None:
+            raise ValueError("sol(t) needs a solve with dense=True; save points need `saveat`.")
+        return self._dense(t)
+
+    @functools.cached_property
+    def steps(self):
+        if self._find_steps is None:
+            raise ValueError("this solver does not say which steps it took.")
+        return self._find_steps()
 
     @property
     def success(self):

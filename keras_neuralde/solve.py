@@ -1,15 +1,26 @@
 """The front door: checks what came, runs it, and packs the answer."""
 
 import inspect
+import sys
 
+import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_neuralde import freezing
 from keras_neuralde.arguments import Settings, check_problem, prepare
-from keras_neuralde.execution import run_eagerly, run_in_graph
+from keras_neuralde.execution import (
+    run_eagerly,
+    run_in_graph,
+    run_with_progress,
+    tape_is_active,
+    trace,
+    trace_steps,
+)
 from keras_neuralde.integrate import ACCEPTED, REJECTED, STATUS, H, T
+from keras_neuralde.interpolation import DenseOutput
 from keras_neuralde.refusals import refuse_gradients
-from keras_neuralde.solution import Solution, SolveError, Stats, describe
+from keras_neuralde.solution import Solution, SolveError, Stats, Status, describe
 
 
 @tf.autograph.experimental.do_not_convert
@@ -29,7 +40,11 @@ def solve(
     step_control="per_sample",
     adjoint="discrete",
     checkpoints=64,
+    steps=None,
+    dense=False,
+    max_record=4096,
     throw=True,
+    progress=False,
 ):
     """Solves a differential equation.
 
@@ -51,11 +66,21 @@ def solve(
         norm: `"rms"` or `"max"` of the scaled error over the state's components.
         batch_ndims: that many leading axes of the state are independent trajectories.
         step_control: `"per_sample"`, or `"joint"` for one step size over the whole batch.
-        adjoint: how gradients are computed: `"discrete"`.
+        adjoint: how gradients are computed: `"discrete"` (default) or another name or object of
+            `keras_neuralde.adjoints`.
         checkpoints: how many states the discrete adjoint keeps; memory grows with it, and
             more of them mean less recomputation.
+        steps: times of steps to take instead of choosing them, as `sol.steps` of an earlier solve
+            has them: `(n + 1,)` for all trajectories or `(n + 1, *batch)`, NaN after the last. A
+            step keeps its size, and the last one ends on the end. What is computed is then a
+            smooth function of y0, p and the times.
+        dense: keep every step, so that `sol(t)` gives the state at any time.
+        max_record: how many attempted steps a trajectory may need for `dense=True`, for
+            `sol.steps` and for adjoints that keep the solution.
         throw: raise when a trajectory fails. Only an eager call can; in a graph the failed
             trajectory is NaN and the status says why.
+        progress: draw a bar over the time span, where a terminal can show it and no gradient is
+            recorded; the solve is then made in parts of some thousand steps.
 
     Returns:
         A `Solution`.
@@ -72,32 +97,80 @@ def solve(
     >>> sol = nde.solve(problem, "tsit5", saveat=[0.5, 1.0])
     >>> tuple(sol.y.shape)
     (2,)
+    >>> sol = nde.solve(problem, dense=True)
+    >>> abs(float(sol(0.25)) - 0.6065307) < 1e-4
+    True
     """
     settings = Settings.make(
-        solver, controller, norm, max_steps, batch_ndims, step_control, adjoint, checkpoints, dt0
-    )
+        solver, controller=controller, norm=norm, max_steps=max_steps, batch_ndims=batch_ndims,
+        step_control=step_control, adjoint=adjoint, checkpoints=checkpoints, dt0=dt0, steps=steps,
+        dense=dense, max_record=max_record,
+    )  # fmt: skip
     check_problem(problem)
     if settings.solver.delegated:
         settings.solver.check_keywords(
             SOLVE_KEYWORDS, rtol=rtol, atol=atol, dt0=dt0, dt_min=dt_min, controller=controller,
-            norm=norm, adjoint=adjoint, checkpoints=checkpoints,
+            norm=norm, adjoint=adjoint, checkpoints=checkpoints, steps=steps, dense=dense,
+            max_record=max_record,
         )  # fmt: skip
-    layout, inputs, shape = prepare(problem, settings, saveat, rtol, atol, dt0, dt_min)
+    frozen = freezing.active() if settings.chooses_steps else None
+    if frozen is not None and frozen.replays:
+        steps, settings = frozen.give(), settings.replaying()
+    layout, inputs, shape = prepare(problem, settings, saveat, rtol, atol, dt0, dt_min, steps)
+
+    def run(what):
+        engine = run_eagerly if tf.executing_eagerly() else run_in_graph
+        return engine(problem.f, settings, layout, inputs, shape, what)
+
+    if progress and _can_report(settings):
+        report = _bar()
+        outputs = run_with_progress(problem.f, settings, layout, inputs, shape, report)
+    else:
+        outputs = run(trace)
     if tf.executing_eagerly():
-        outputs = run_eagerly(problem.f, settings, layout, inputs, shape)
-        given = {"rtol": rtol, "atol": atol, "dt0": dt0, "dt_min": dt_min}
+        given = {"rtol": rtol, "atol": atol, "dt0": dt0, "dt_min": dt_min, "steps": steps}
         if settings.solver.delegated:
             given |= {"t_span": problem.t_span, "saveat": saveat}
         outputs["y"] = refuse_gradients(outputs["y"], given)
-    else:
-        outputs = run_in_graph(problem.f, settings, layout, inputs, shape)
-    solution = _assemble(layout, outputs, shape)
+
+    def find_steps():
+        times = outputs["steps"] if dense else run(trace_steps)
+        return _arrange_steps(times, layout, outputs["batch_like"])
+
+    if frozen is not None and not frozen.replays:
+        frozen.take(find_steps())
+    solution = _assemble(settings, layout, outputs, shape, find_steps)
     if throw and tf.executing_eagerly():
         _raise_on_failure(outputs["control"].numpy())
     return solution
 
 
-def _assemble(layout, outputs, shape):
+def _can_report(settings):
+    """Whether a progress bar can be drawn."""
+    possible = tf.executing_eagerly() and not tape_is_active()
+    return possible and not settings.dense and not settings.solver.delegated
+
+
+def _bar():
+    """A function that draws how much of the time span is done; silent without a terminal."""
+    if not sys.stdout.isatty():
+        return lambda covered: None
+    bar = keras.utils.Progbar(100, unit_name="percent")
+    return lambda covered: bar.update(int(100 * covered), finalize=covered >= 1.0)
+
+
+def _arrange_steps(times, layout, like):
+    """Step times `(n, rows)` as `(n, *batch)`; eagerly cut to the longest sequence."""
+    if tf.executing_eagerly():
+        longest = int(tf.reduce_max(tf.reduce_sum(tf.cast(times == times, tf.int32), axis=0)))
+        if longest == 0 and times.shape[1]:
+            raise ValueError(f"no steps are known: {Status.RECORD_FULL.message}")
+        # Few different lengths, so that programs that replay the steps can be used again.
+        times = times[: 1 + (1 << max(0, longest - 2).bit_length())]
+    return layout.rows_to_batch(times, layout.batch_dims([like], wildcard=not layout.joint))
+
+
+def _assemble(settings, layout, outputs, shape, find_steps):
     """A `Solution` from the raw outputs."""
     control = outputs["control"]
     like = [outputs["batch_like"]]
@@ -118,7 +191,14 @@ def _assemble(layout, outputs, shape):
         y, t = tf.nest.map_structure(lambda leaf: leaf[0], y), t[0]
     elif shape.saves == "per_sample":
         t = tf.transpose(t, [t.shape.rank - 1, *range(t.shape.rank - 1)])
-    return Solution(t, y, stats, per_batch(tf.cast(control[STATUS], tf.int32)))
+    output = None
+    if settings.dense:
+        output = DenseOutput(
+            outputs["ring"], outputs["turns"], outputs["direction"], outputs["t_end"],
+            settings.solver.dense_degree(), layout, layout.batch_dims(like),
+        )  # fmt: skip
+    steps = None if settings.solver.delegated else find_steps
+    return Solution(t, y, stats, per_batch(tf.cast(control[STATUS], tf.int32)), steps, output)
 
 
 def _raise_on_failure(control):

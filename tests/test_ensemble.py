@@ -199,3 +199,18 @@ def test_bad_input(change, error, match):
     arguments = {"problem": problem(), "trajectories": 3, "saveat": TIMES, **change}
     with pytest.raises(error, match=match):
         nde.solve_ensemble(**arguments)
+
+
+def test_statistics_at_chosen_times():
+    problem = nde.ODEProblem(lambda t, y, p: -p * y, 1.0, (0.0, 1.0), 1.0)
+
+    def vary(problem, i, seed):
+        return problem.remake(y0=tf.cast(i, tf.float32))
+
+    sol = nde.solve_ensemble(problem, 5, vary=vary, seed=0, saveat=[0.25, 0.5, 1.0])
+    whole, some, one = sol.summary(), sol.summary(at=[0.5, 1.0]), sol.summary(at=0.5)
+    np.testing.assert_allclose(some.mean, whole.mean[1:])
+    np.testing.assert_allclose(one.var, whole.var[1])
+    np.testing.assert_allclose(one.t, 0.5)
+    with pytest.raises(ValueError, match=r"\[0.3\] were not saved"):
+        sol.summary(at=[0.3, 0.5])

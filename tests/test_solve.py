@@ -402,3 +402,27 @@ class TestDoor:
         assert problem.remake(p=3.0).p == 3.0 and problem.p == 1.0
         with pytest.raises(TypeError, match="u0"):
             problem.remake(u0=2.0)
+
+
+@pytest.mark.parametrize("saveat", [None, np.linspace(0.0, 3000.0, 7)])
+def test_progress_is_reported_in_parts_that_make_the_same_solution(saveat, monkeypatch):
+    import sys
+
+    problem = nde.ODEProblem(problems.harmonic, np.array([1.0, 0.0]), (0.0, 3000.0))
+    keywords = {"saveat": saveat, "rtol": 1e-6, "atol": 1e-6}
+    seen = []
+
+    class Bar:
+        def __init__(self, target, **_):
+            self.target = target
+
+        def update(self, done, **_):
+            seen.append(done / self.target)
+
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("keras.utils.Progbar", Bar)
+    sol = nde.solve(problem, progress=True, **keywords)
+    whole = nde.solve(problem, **keywords)
+    np.testing.assert_allclose(sol.y, whole.y, rtol=1e-12)
+    assert int(sol.stats.num_steps) == int(whole.stats.num_steps) > 4096
+    assert len(seen) >= 2 and seen == sorted(seen) and seen[-1] == 1.0

@@ -13,6 +13,8 @@ from benchmarks.workers.serve import Program, agree, decreased, serve
 
 def build(spec, arrays):
     """The workload in this package; see `benchmarks.workers.serve.Program`."""
+    if spec["chunked"]:
+        return _ensemble(spec, arrays)
     y0, p = tf.constant(arrays["y0"]), [tf.constant(leaf) for leaf in arrays["p"]]
     states = _states(spec, tf.constant(arrays["times"]))
     loss = _loss(states, tf.constant(arrays["target"]), spec["batch"] or 1)
@@ -54,6 +56,22 @@ def _states(spec, times):
         return y[None] if final else y
 
     return states
+
+
+def _ensemble(spec, arrays):
+    """The same from a problem for one trajectory; its chunks are a Python loop, so no other is."""
+    (p,) = arrays["p"]
+    varied = tf.constant(p)
+    problem = nde.ODEProblem(_field(spec), arrays["y0"][0], (0.0, spec["t1"]), [p[0]])
+    tolerances = {"rtol": spec["rtol"], "atol": spec["atol"]}
+
+    def vary(problem, i, seed):
+        return problem.remake(p=[tf.gather(varied, i)])
+
+    def call():
+        return nde.solve_ensemble(problem, len(p), "tsit5", vary=vary, seed=0, **tolerances).y
+
+    return Program(call=call, values=lambda y: y.numpy()[None])
 
 
 def _loss(states, target, batch):

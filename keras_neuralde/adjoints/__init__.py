@@ -1,1 +1,35 @@
-"""Gradients of a solve: each adjoint wraps the loop, which never hears of it."""
+"""Gradients of solves: how they are computed, chosen by name or as an object with settings."""
+
+from keras_neuralde.adjoints.backsolve import Backsolve as Backsolve
+from keras_neuralde.adjoints.base import Adjoint as Adjoint
+from keras_neuralde.adjoints.discrete import Discrete as Discrete
+from keras_neuralde.adjoints.forward import Forward as Forward
+from keras_neuralde.adjoints.interpolating import Interpolating as Interpolating
+from keras_neuralde.adjoints.quadrature import Quadrature as Quadrature
+
+_NAMED = {kind.name: kind for kind in (Discrete, Forward, Backsolve, Interpolating, Quadrature)}
+
+
+def names():
+    """The names that `solve(..., adjoint=...)` takes."""
+    return sorted(_NAMED)
+
+
+def get(identifier):
+    """The adjoint for a name, a config or an adjoint."""
+    if isinstance(identifier, Adjoint):
+        return identifier
+    if isinstance(identifier, str) and identifier in _NAMED:
+        return _NAMED[identifier]()
+    if isinstance(identifier, dict):
+        kind = _NAMED.get(str(identifier.get("class_name")).lower())
+        if kind is not None:
+            return kind(**identifier.get("config", {}))
+    raise ValueError(
+        f"`adjoint` must be one of {names()} or an adjoint object. Received: {identifier!r}"
+    )
+
+
+def serialize(adjoint):
+    """The config from which `get` makes the adjoint again."""
+    return {"class_name": type(adjoint).__name__, "config": adjoint.get_config()}

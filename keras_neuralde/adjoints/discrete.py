@@ -10,15 +10,19 @@ reruns one segment at a time from the nearest slot, leaving further carries in t
 become free, and replays the decisions (accept or reject) that the forward pass took.
 """
 
+import dataclasses
+import math
 from typing import NamedTuple
 
 import tensorflow as tf
 
+from keras_neuralde.adjoints.base import Adjoint, differentiable
 from keras_neuralde.integrate import (
     STATUS,
     Carry,
     Ring,
     any_running,
+    at_start,
     empty_ring,
     finish,
     first_outputs,
@@ -53,65 +57,47 @@ class Trail(NamedTuple):
     stride: tf.Tensor
 
 
-def solve_discrete(plan, field, y0, terms, checkpoints, time_gradient, primal=None):
-    """Integrates with the discrete adjoint as its gradient.
+@dataclasses.dataclass(frozen=True)
+class Discrete(Adjoint):
+    """The exact gradient of the computed solution, its accepted steps held fixed.
 
-    Args:
-        plan: the `Plan`; `save_slopes` must equal `time_gradient` when there are save points.
-        field: the `Field`.
-        y0: `(rows, width)`.
-        terms: the `Terms`.
-        checkpoints: how many slots to keep.
-        time_gradient: whether gradients with respect to the times are wanted.
-        primal: a `Plan` for a solve that leaves no trail, where a gradient is possible but not
-            likely; if one is asked for after all, the solve is repeated for it with `plan`.
-
-    Returns:
-        `(y, control)` as in `Outcome`; differentiable in y0, the times, the field's parameters,
-        captured tensors and variables.
+    Walks the steps backwards with one vector-Jacobian product each (Hager, "Runge-Kutta methods in
+    optimal control and the transformed adjoint system", Numerische Mathematik 87, 2000). Memory
+    is bounded by `checkpoints`; past it, states are recomputed.
     """
-    has_saves = plan.saves
-    saves = terms.saves if has_saves else tf.zeros((0, 1), y0.dtype)
 
-    @tf.custom_gradient
-    def solve(y0, t0, t_end, saves, *theta):
-        bound = terms._replace(t0=t0, t_end=t_end, saves=saves if has_saves else None)
+    name = "discrete"
 
-        def record():
-            forward = _forward(plan, field.bind(theta), y0, bound, checkpoints)
-            # Under a persistent tape TensorFlow would differentiate what the backward pass reads.
-            return tf.nest.map_structure(tf.stop_gradient, forward)
+    def integrate(self, task, field, y0, terms):
+        # All checkpoints' worth of turns, as a power of two.
+        segment = 1 << int(math.log2(task.checkpoints))
+        slopes = task.plan.saves and task.time_gradient
+        plan = dataclasses.replace(task.plan, segment=segment, save_slopes=slopes)
+        checkpoints, time_gradient = task.checkpoints, task.time_gradient
 
-        recorded = record() if primal is None else None
-        if recorded is None:
-            result = integrate(primal, field.bind(theta), y0, bound)
-        else:
-            result = recorded[0]
+        def forward(bound, g, y0):
+            outcome, trail = _forward(plan, g, y0, bound, checkpoints)
+            return (outcome.y, outcome.control), (outcome, trail)
 
-        def gradient(y_bar, _, variables=None):
-            outcome, trail = recorded or record()
+        def primal(bound, g, y0):
+            outcome = integrate(task.plan, g, y0, bound)
+            return outcome.y, outcome.control
+
+        def backward(memory, bound, theta, y_bar):
+            outcome, trail = memory
             failed = outcome.control[STATUS] != float(Status.SUCCESS)
             y_bar = tf.where(failed[:, None], tf.zeros_like(y_bar), y_bar)
             backward = _Backward(plan, field, bound, checkpoints, time_gradient)
-            bars = _first_order_only(backward)(trail, outcome, y_bar, theta)
-            t0_bar, t_end_bar, saves_bar, y0_bar, theta_bar, variables_bar = bars
-            inputs = [y0_bar, t0_bar, t_end_bar, saves_bar, *theta_bar]
-            if variables is None:
-                return inputs
-            by_id = {id(v): bar for v, bar in zip(field.variables, variables_bar, strict=True)}
-            return inputs, [by_id.get(id(v)) for v in variables]
+            return backward(trail, outcome, y_bar, theta)
 
-        return (result.y, tf.stop_gradient(result.control)), gradient
-
-    y, control = solve(y0, terms.t0, terms.t_end, saves, *field.theta)
-    return y, control
+        return differentiable(self.name, task, field, y0, terms, forward, primal, backward)
 
 
 def _forward(plan, g, y0, terms, checkpoints):
     """The integration, leaving a `Trail`."""
     carry = start(plan, g, y0, terms)
     ring = empty_ring(plan, carry, plan.segment)
-    outputs = first_outputs(plan, y0, terms) if plan.saves else ()
+    outputs = first_outputs(plan, g, y0, terms) if plan.saves else ()
     slots = tf.nest.map_structure(
         lambda leaf: tf.zeros(tf.concat([[checkpoints + 1], tf.shape(leaf)], 0), leaf.dtype), carry
     )
@@ -220,14 +206,16 @@ class _Backward:
         loop = (last, trail.slots, positions, top, trail.ring, trail.turns, walk)
         walk = tf.while_loop(more, one_segment, loop)[-1]
 
-        y0_bar = walk.y_bar
+        y0_bar, t_bar = walk.y_bar, walk.t_bar
         if plan.saves:
-            at_start = terms.direction * terms.saves <= terms.direction * terms.t0
-            y0_bar += tf.reduce_sum(tf.where(at_start[:, :, None], y_bar, 0.0), axis=0)
+            resting = at_start(terms)
+            y0_bar += tf.reduce_sum(tf.where(resting[:, :, None], y_bar, 0.0), axis=0)
+            if self.time_gradient:
+                t_bar -= tf.reduce_sum(tf.where(resting, save_rate, 0.0), axis=0)
         if saves_bar is None:
             saves_bar = tf.zeros_like(terms.saves) if plan.saves else tf.zeros((0, 1), y0_bar.dtype)
         return (
-            walk.t_bar,
+            t_bar,
             walk.t_end_bar,
             saves_bar,
             y0_bar,
@@ -380,28 +368,3 @@ def _top_slot(positions, top, segment):
     index = tf.range(positions.shape[0])
     usable = (index <= top) & (positions <= segment)
     return tf.reduce_max(tf.where(usable, index, 0))
-
-
-def _first_order_only(backward):
-    """`backward`, refusing to be differentiated itself."""
-
-    def call(trail, outcome, y_bar, theta):
-        @tf.custom_gradient
-        def guarded(y_bar, *theta):
-            flat = tf.nest.flatten(backward(trail, outcome, y_bar, list(theta)))
-
-            def refuse(*_, variables=None):
-                raise NotImplementedError(
-                    "adjoint='discrete' gives first derivatives only: its gradient cannot be "
-                    "differentiated again. If you need no second derivative, take the inner "
-                    "gradient outside the outer tape."
-                )
-
-            return flat, refuse
-
-        flat = iter(guarded(y_bar, *theta))
-        t0_bar, t_end_bar, saves_bar, y0_bar = (next(flat) for _ in range(4))
-        rest = list(flat)
-        return t0_bar, t_end_bar, saves_bar, y0_bar, rest[: len(theta)], rest[len(theta) :]
-
-    return call

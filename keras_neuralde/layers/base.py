@@ -4,10 +4,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_neuralde import controllers, solvers
+from keras_neuralde import adjoints, controllers, solvers
 from keras_neuralde.solve import SOLVE_KEYWORDS
 
-_FIXED_BY_LAYER = ("saveat", "batch_ndims")
+_FIXED_BY_LAYER = ("saveat", "batch_ndims", "dense")
+# Keywords that may be objects, with what makes them from a config.
+_OBJECTS = {"controller": controllers, "adjoint": adjoints}
 _ROW_COUPLING = (keras.layers.BatchNormalization,)
 
 
@@ -37,8 +39,9 @@ class DifferentialEquationLayer(keras.layers.Layer):
             if name != "controller" or value is not None
         }
         self._solver = solvers.get(solver)
-        if "controller" in self.solve_keywords:
-            controllers.get(self.solve_keywords["controller"])
+        for name, kind in _OBJECTS.items():
+            if name in self.solve_keywords:
+                kind.get(self.solve_keywords[name])
         self.supports_masking = True
 
     @property
@@ -64,8 +67,9 @@ class DifferentialEquationLayer(keras.layers.Layer):
         config.pop("autocast", None)
         solver = self.solver if isinstance(self.solver, str) else solvers.serialize(self._solver)
         settings = dict(self.solve_keywords)
-        if "controller" in settings and not isinstance(settings["controller"], str):
-            settings["controller"] = controllers.serialize(controllers.get(settings["controller"]))
+        for name, kind in _OBJECTS.items():
+            if name in settings and not isinstance(settings[name], str):
+                settings[name] = kind.serialize(kind.get(settings[name]))
         settings = {name: _plain(value) for name, value in settings.items()}
         return {
             **config,

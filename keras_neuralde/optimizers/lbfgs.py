@@ -22,6 +22,10 @@ class LBFGS(QuasiNewton):
         gradient_tolerance: converged when no component of the gradient is larger.
         loss_tolerance: converged when an iteration changes the loss relatively less.
         max_evaluations: evaluations of the loss in one line search.
+        freeze_steps: hold the step sequence of every adaptive solve in the loss during a line
+            search, and choose it anew at each accepted point. The loss is then smooth along the
+            search, whatever the tolerance; an iteration costs one more evaluation and one more
+            solve, and each solve may take `max_record` steps.
         name: name of the optimizer.
         **keywords: options of `keras.optimizers.Optimizer`; those that change gradients, such as
             `clipnorm`, are refused.
@@ -53,12 +57,13 @@ class LBFGS(QuasiNewton):
         gradient_tolerance=1e-8,
         loss_tolerance=0.0,
         max_evaluations=25,
+        freeze_steps=False,
         name="lbfgs",
         **keywords,
     ):
         super().__init__(
             name, initial_step_norm, engine, gradient_tolerance, loss_tolerance, max_evaluations,
-            **keywords,
+            freeze_steps, **keywords,
         )  # fmt: skip
         check_whole("history_size", history_size)
         self.history_size = history_size

@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from keras_neuralde.freezing import freeze
 from keras_neuralde.optimizers.closure import ClosureOptimizer, flat_closure, flatten, unflatten
 from keras_neuralde.optimizers.line_search import Point, Progress, iterate
 
@@ -21,6 +22,7 @@ class QuasiNewton(ClosureOptimizer):
         gradient_tolerance: converged when no component of the gradient is larger.
         loss_tolerance: converged when an iteration changes the loss relatively less.
         max_evaluations: evaluations of the loss in one line search.
+        freeze_steps: whether the solves in the loss keep their steps during a line search.
         **keywords: options of `keras.optimizers.Optimizer`.
     """
 
@@ -32,9 +34,12 @@ class QuasiNewton(ClosureOptimizer):
         gradient_tolerance,
         loss_tolerance,
         max_evaluations,
+        freeze_steps,
         **keywords,
     ):
         super().__init__(name=name, **keywords)
+        if not isinstance(freeze_steps, bool):
+            raise TypeError(f"`freeze_steps` must be True or False. Received: {freeze_steps!r}")
         check_whole("max_evaluations", max_evaluations)
         if initial_step_norm is not None and not initial_step_norm > 0:
             raise ValueError(
@@ -53,6 +58,7 @@ class QuasiNewton(ClosureOptimizer):
         self.gradient_tolerance = float(gradient_tolerance)
         self.loss_tolerance = float(loss_tolerance)
         self.max_evaluations = max_evaluations
+        self.freeze_steps = freeze_steps
 
     def memory(self):
         """What `direction` needs of the state, as tensors."""
@@ -106,7 +112,12 @@ class QuasiNewton(ClosureOptimizer):
         """
         self.build(variables)
         self.check_variables(variables)
-        x = flatten([tf.convert_to_tensor(v) for v in variables])
+        values = [tf.convert_to_tensor(v) for v in variables]
+        x = flatten(values)
+        if self.freeze_steps:
+            # The steps of this point, for the whole iteration; the loss known of it belongs to the
+            # steps of the point before.
+            closure, deterministic = freeze(closure, values), False
         base, known = self.known(x, deterministic)
         idle = tf.convert_to_tensor(idle)
         step = self._tfp_iteration if self.engine == "tfp" else self._native_iteration
@@ -177,6 +188,7 @@ class QuasiNewton(ClosureOptimizer):
             "gradient_tolerance": self.gradient_tolerance,
             "loss_tolerance": self.loss_tolerance,
             "max_evaluations": self.max_evaluations,
+            "freeze_steps": self.freeze_steps,
         }
 
 

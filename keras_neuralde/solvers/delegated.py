@@ -19,7 +19,9 @@ from keras_neuralde.solvers.base import Solver
 
 _NAMES = {"DormandPrince": "tfp_dormand_prince", "BDF": "tfp_bdf"}
 _NOT_OPTIONS = ("self", "make_adjoint_solver_fn", "validate_args", "name")
-_DECIDED = ("dt0", "dt_min", "controller", "norm", "adjoint", "checkpoints")
+_DECIDED = (
+    "dt0", "dt_min", "controller", "norm", "adjoint", "checkpoints", "steps", "dense", "max_record",
+)  # fmt: skip
 _WARNED: set = set()
 
 

@@ -295,6 +295,24 @@ class TestSaving:
         assert self.model().count_params() == 42
 
 
+@pytest.mark.parametrize("name", nde.adjoints.names())
+def test_every_adjoint_trains_the_weights(name):
+    keras.utils.set_random_seed(0)
+    adjoint = nde.adjoints.get(name)
+    layer = nde.NeuralODE(network(), (0.0, 1.0), rtol=1e-6, atol=1e-6, adjoint=adjoint)
+    twin = nde.NeuralODE.from_config(json.loads(json.dumps(layer.get_config())))
+    assert nde.adjoints.get(twin.solve_keywords["adjoint"]) == adjoint
+    layer(Y0)
+    exact = nde.NeuralODE(layer.model, (0.0, 1.0), rtol=1e-6, atol=1e-6)
+    gradients = []
+    for each in (layer, exact):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(each(Y0) ** 2)
+        gradients.append(tape.gradient(loss, layer.trainable_variables))
+    for found, expected in zip(*gradients, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4)
+
+
 class TestDoor:
     @pytest.mark.parametrize(
         ("keywords", "error", "words"),
@@ -308,6 +326,7 @@ class TestDoor:
             ({"batch_ndims": 2}, TypeError, "set by the layer"),
             ({"rtoll": 1e-3}, (TypeError, ValueError), "rtoll"),
             ({"controller": "H0"}, ValueError, "`controller` must be one of"),
+            ({"adjoint": "H0"}, ValueError, "`adjoint` must be one of"),
         ],
     )
     def test_construction(self, keywords, error, words):

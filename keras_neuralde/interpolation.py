@@ -1,0 +1,163 @@
+"""States inside recorded steps: the interpolant of a run of steps, and dense output for users."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_neuralde import values
+from keras_neuralde.state import StateLayout
+
+# The longest run of steps that is searched without a loop.
+_UNROLLED = 1024
+
+
+class Interpolant:
+    """A run of recorded steps, to be asked for states at times inside it.
+
+    Args:
+        ring: the records: `times` `(size, 2, rows)`, `y` `(size, rows, width)` and `dense`
+            `(size, rows, degree * width)`. A rejected or resting turn has length zero.
+        turns: how many records are valid, from the first.
+        direction: `(rows,)`, +1 forwards and -1 backwards in time.
+        degree: of the polynomial inside a step.
+
+    Attributes:
+        start: `(rows,)`, direction times the time where the first step begins.
+        end: the same of where the last step ends.
+    """
+
+    def __init__(self, ring, turns, direction, degree):
+        self._ring, self._direction, self._degree = ring, direction, degree
+        self._size = ring.times.shape[0]
+        infinity = tf.constant(float("inf"), ring.y.dtype)
+        valid = tf.range(self._size)[:, None] < turns
+        ends = tf.where(valid, direction * ring.times[:, 1], infinity)
+        self.start = direction * ring.times[0, 0]
+        self.end = direction * tf.gather(ring.times[:, 1], tf.maximum(turns - 1, 0))
+        self._ends = tf.reshape(ends, [-1])
+
+    def covers(self, t):
+        """Whether a time `(n, rows)` or `(n, 1)` lies behind the start and not past the end."""
+        s = self._direction * t
+        return (s > self.start) & (s <= self.end)
+
+    def __call__(self, t, inside, from_start=False):
+        """States and time derivatives.
+
+        Args:
+            t: `(n, rows)` or `(n, 1)`.
+            inside: `(n, rows)` booleans; where false the answer means nothing.
+            from_start: whether `t` may be the start itself, which no step ends at.
+
+        Returns:
+            The pair `(y, dy/dt)`, each `(n, rows, width)`.
+        """
+        ring = self._ring
+        rows, width = tf.shape(ring.y)[1], tf.shape(ring.y)[2]
+        s = self._direction * t + tf.zeros_like(self.start)
+        if from_start:
+            # Past rejected attempts at the start, which have no length.
+            eps = float(np.finfo(ring.y.dtype.as_numpy_dtype).eps)
+            s = tf.maximum(s, self.start + (2.0 * eps * tf.abs(self.start) + 1e-30))
+        flat = self._record_of(s, rows)
+        start = tf.gather(tf.reshape(ring.times[:, 0], [-1]), flat)
+        stop = tf.gather(tf.reshape(ring.times[:, 1], [-1]), flat)
+        if from_start:
+            inside &= start != stop
+        h = tf.where(inside, stop - start, 1.0)[:, :, None]
+        theta = tf.where(inside, t - start, 0.0)[:, :, None] / h
+        y = tf.gather(tf.reshape(ring.y, (-1, ring.y.shape[2] or width)), flat)
+        dense = tf.gather(tf.reshape(ring.dense, (self._size * rows, -1)), flat)
+        value, slope = horner(y, tf.split(dense, self._degree, axis=-1), theta)
+        return value, slope / h
+
+    def _record_of(self, s, rows):
+        """The first record that ends at or after `s`, by bisection, as an index into flat rows."""
+        column = tf.range(rows)
+
+        def halve(stride, at):
+            probe = tf.minimum(at + (stride - 1), self._size - 1)
+            return at + tf.where(tf.gather(self._ends, probe * rows + column) < s, stride, 0)
+
+        at = tf.zeros_like(s, tf.int32)
+        stride = (1 << (self._size - 1).bit_length()) // 2
+        if self._size > _UNROLLED:
+            # Written out, a long search at many places would take longer to compile than to run.
+            at = tf.while_loop(
+                lambda stride, at: stride > 0,
+                lambda stride, at: (stride // 2, halve(stride, at)),
+                (tf.constant(stride), at),
+            )[1]
+        else:
+            while stride:
+                at, stride = halve(stride, at), stride // 2
+        return tf.minimum(at, self._size - 1) * rows + column
+
+
+def horner(y, coefficients, theta):
+    """y + Σ Q_m θ^m, m from 1, and its derivative with respect to θ."""
+    value = tf.zeros_like(y)
+    slope = tf.zeros_like(y)
+    for coefficient in reversed(coefficients):
+        slope = slope * theta + value
+        value = value * theta + coefficient
+    # value = Σ Q_m θ^(m-1), slope = its derivative.
+    return y + theta * value, value + theta * slope
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseOutput:
+    """The solution as a function of time.
+
+    Calling it interpolates inside the recorded steps to the accuracy of the method's own
+    interpolant; gradients flow to everything that the solve has gradients for, and to the times.
+    """
+
+    ring: Any
+    turns: tf.Tensor
+    direction: tf.Tensor
+    t_end: tf.Tensor
+    degree: int
+    layout: StateLayout
+    batch_dims: list
+
+    def __call__(self, t):
+        """The state at `t`: a number, a 1-D array, or `(*batch, n)` times of each trajectory.
+
+        Args:
+            t: times between the start and the end, in any order.
+
+        Returns:
+            The nest of states, `(n, *batch, *state)`; without the first axis for a number. NaN
+            past the time where a trajectory failed.
+
+        Raises:
+            ValueError: for times outside the span that was solved (NaN inside a graph).
+        """
+        layout, dtype = self.layout, self.ring.y.dtype
+        times = values.as_float(t, dtype, "t")
+        rank = times.shape.rank
+        if rank not in (0, 1, 1 + layout.batch_ndims) or (rank > 1 and layout.joint):
+            raise ValueError(
+                "`t` must be a number, a 1-D array or, with per-sample steps, of shape (*batch, n) "
+                f"with {layout.batch_ndims} batch axes. Received shape: {times.shape}"
+            )
+        times = times if rank else times[None]
+        flat = tf.transpose(tf.reshape(times, [-1, times.shape[-1] or tf.shape(times)[-1]]))
+        interpolant = Interpolant(self.ring, self.turns, self.direction, self.degree)
+        s = self.direction * flat
+        slack = 4 * np.finfo(dtype.as_numpy_dtype).eps * tf.abs(flat)
+        within = (s >= interpolant.start - slack) & (s <= self.direction * self.t_end + slack)
+        if tf.executing_eagerly() and not tf.reduce_all(within):
+            first = self.direction * interpolant.start
+            raise ValueError(
+                f"`t` must lie within the solved span, {first.numpy().min():.6g} to "
+                f"{self.t_end.numpy().max():.6g}. Received: {np.asarray(t)}"
+            )
+        inside = within & (s <= interpolant.end + slack)
+        y, _ = interpolant(flat, inside, from_start=True)
+        y = tf.where(inside[:, :, None], y, tf.constant(float("nan"), dtype))
+        leading = [tf.shape(y)[0] if y.shape[0] is None else y.shape[0]] if rank else []
+        return layout.unpack(y if rank else y[0], self.batch_dims, leading)
