@@ -27,10 +27,10 @@ demo: $(STAMP)plot  ## fit the lynx and hare counts; pictures and models go to d
 	MPLBACKEND=Agg $(PY) examples/hudson_bay.py
 
 test: $(STAMP)test  ## the whole test suite
-	MPLBACKEND=Agg $(PY) -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+	MPLBACKEND=Agg $(PY) -m tests.rounds -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 test-fast: $(STAMP)test  ## the tests that are not marked slow
-	MPLBACKEND=Agg $(PY) -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(PYTEST_ARGS)
+	MPLBACKEND=Agg $(PY) -m tests.rounds -n $(WORKERS) --dist worksteal -m "not slow" $(PYTEST_ARGS)
 
 lint: $(STAMP)test  ## style, formatting and types
 	$(PY) -m ruff check .
