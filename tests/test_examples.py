@@ -230,7 +230,7 @@ def test_the_unknown_flux_is_fitted():
 
 @pytest.mark.slow
 def test_moments_lead_to_the_parameters():
-    """What sampling leaves: two runs ended 3.4% and 4.0% from the truth, a published one 2.7%."""
+    """What sampling leaves: runs ended 3.4% to 4.2% from the truth, a published one 2.7%."""
     example = load("12_fit_from_moments")
     assert example.distance(example.run(example.truth()).minimizer) < 0.05
 
