@@ -109,26 +109,10 @@ def stochastic_rows():
         yield "| " + " | ".join(map(str, cells)) + " |"
 
 
-def stochastic_times():
-    """What stochastic equations cost here and in other packages."""
-    record = json.loads((_RESULTS / "stochastic.json").read_text())
-    for case in record["cases"].values():
-        yield f"**{case['title']}**:"
-        yield ""
-        yield "| tool | compile | call | times ours |"
-        yield "|---|---|---|---|"
-        for name, row in case["tools"].items():
-            cells = [f"{row['compile']:.1f} s", f"{1e3 * row['call']:.3g} ms"]
-            yield f"| {name} | " + " | ".join(cells) + f" | {row['ratio']:.2g} |"
-        yield ""
-    yield f"{record['machine']}."
-
-
 _TABLES = {
     "<!-- explicit methods -->": explicit_rows,
     "<!-- implicit methods -->": implicit_rows,
     "<!-- adjoints -->": adjoint_rows,
     "<!-- frozen steps -->": frozen_rows,
     "<!-- stochastic methods -->": stochastic_rows,
-    "<!-- stochastic times -->": stochastic_times,
 }
