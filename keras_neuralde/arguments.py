@@ -489,9 +489,8 @@ def _recorded_steps(steps, dtype, layout):
         )
     known = _known(times)
     if known is not None:
-        moves = np.diff(known, axis=0)
-        moves = moves[np.isfinite(moves)]
-        if np.any(moves > 0) and np.any(moves < 0):
+        moves = np.nan_to_num(np.diff(known, axis=0))
+        if np.any(np.any(moves > 0, axis=0) & np.any(moves < 0, axis=0)):
             raise ValueError(f"`steps` must be sorted. Received: {known}")
     if rank == 1:
         return times[:, None]

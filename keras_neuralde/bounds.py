@@ -63,6 +63,8 @@ def make_box(bounds, parameters, start):
         _side(side, infinity, parameters)
         for side, infinity in zip(bounds, (-np.inf, np.inf), strict=True)
     )
+    if np.any(np.isnan(lower)) or np.any(np.isnan(upper)):
+        raise ValueError("`bounds` must not be NaN; None or infinity means no bound.")
     if np.any(lower >= upper):
         raise ValueError("every lower bound must be below the upper one. Received: crossed bounds")
     start = np.asarray(start, float)
@@ -75,13 +77,30 @@ def make_box(bounds, parameters, start):
     return Box(lower, upper)
 
 
+def _leaves(side, parameters):
+    """The arrays of one side of the bounds, in the order of the parameters."""
+    try:
+        tf.nest.assert_same_structure(parameters.structure, side)
+        return tf.nest.flatten(side)
+    except (TypeError, ValueError):
+        # Lists of numbers in place of arrays, and an array in place of a nest of one.
+        if isinstance(side, dict) and isinstance(parameters.structure, dict):
+            if sorted(side) != sorted(parameters.structure):
+                raise ValueError(
+                    f"`bounds` must have the keys {sorted(parameters.structure)}. "
+                    f"Received: {sorted(side)}"
+                ) from None
+            return [np.asarray(side[key], float) for key in sorted(side)]
+        return [side] if len(parameters.shapes) == 1 else list(side)
+
+
 def _side(side, infinity, parameters):
     total = sum(parameters.sizes)
     if side is None:
         return np.full(total, infinity)
     if np.ndim(side) == 0 and not isinstance(side, dict):
         return np.full(total, float(side))
-    leaves = [side] if len(parameters.shapes) == 1 else tf.nest.flatten(side)
+    leaves = _leaves(side, parameters)
     shapes = [np.shape(leaf) for leaf in leaves]
     fits = len(shapes) == len(parameters.shapes) and all(
         shape in ((), expected) for shape, expected in zip(shapes, parameters.shapes, strict=True)

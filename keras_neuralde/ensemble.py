@@ -64,7 +64,8 @@ class EnsembleSolution(Solution):
         Failed trajectories are left out. Everything is differentiable.
 
         Args:
-            quantiles: levels between 0 and 1; values between two trajectories are interpolated.
+            quantiles: levels between 0 and 1, or one of them; values between two trajectories are
+                interpolated.
             at: some of the save times, a number or a list, for statistics at these alone; `None`
                 for all.
 
@@ -74,7 +75,7 @@ class EnsembleSolution(Solution):
         Raises:
             ValueError: for levels out of range, or times that were not saved.
         """
-        levels = tuple(float(level) for level in quantiles)
+        levels = tuple(float(level) for level in np.atleast_1d(quantiles))
         if not all(0.0 <= level <= 1.0 for level in levels):
             raise ValueError(f"`quantiles` must lie between 0 and 1. Received: {quantiles!r}")
         if at is not None:
@@ -82,6 +83,10 @@ class EnsembleSolution(Solution):
         good = self.success
         axis = int(self.timed)
         count = tf.reduce_sum(tf.cast(good, tf.int32))
+        if tf.executing_eagerly() and count == 0:
+            raise ValueError(
+                "no trajectory succeeded, so there is nothing to summarise; `status` says why"
+            )
 
         def statistics(y):
             y = tf.boolean_mask(tf.transpose(y, _first(y, axis)), good)
@@ -99,7 +104,12 @@ class EnsembleSolution(Solution):
 
     def _only(self, at):
         """The solution at some of its times."""
-        times = np.atleast_1d(self.t.numpy() if self.timed else [])
+        known = tf.get_static_value(self.t)
+        if known is None:
+            raise ValueError(
+                "`at` needs save times that are known: give `saveat` as numbers or an array."
+            )
+        times = np.atleast_1d(known if self.timed else [])
         wanted = np.asarray(at, times.dtype)
         slack = 1e-6 * np.ptp(times) if times.size else 0.0
         found = [np.flatnonzero(np.abs(times - time) <= slack) for time in np.ravel(wanted)]
@@ -184,6 +194,11 @@ def solve_ensemble(
         raise ValueError(
             "`solve_ensemble` makes the batch axis itself: write the problem for one trajectory, "
             f"or call `solve`. Received: batch_ndims={keywords['batch_ndims']!r}"
+        )
+    if keywords.get("dense"):
+        raise ValueError(
+            "an ensemble keeps no record of its steps: list times in `saveat`, or call `solve` "
+            "with batch_ndims=1. Received: dense=True"
         )
     if vary is not None and not callable(vary):
         raise TypeError(f"`vary` must be a function vary(problem, i, seed). Received: {vary!r}")

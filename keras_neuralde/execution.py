@@ -94,6 +94,11 @@ def _checked_jacobian(function, layout):
 def _checked(f, layout):
     def field(t, y, p):
         dy = f(t, y, p)
+        if dy is None:
+            raise ValueError(
+                "f(t, y, p) must return the structure of `y`. Received: None; is a `return` "
+                "missing?"
+            )
         try:
             tf.nest.assert_same_structure(layout.structure, dy)
         except (TypeError, ValueError) as error:
@@ -413,7 +418,12 @@ def _terms(layout, inputs, y0, shape, dense):
     steps = inputs["steps"]
     if steps is not None:
         bad |= tf.reduce_any(tf.math.is_nan(steps[:2]), axis=0) & (t_end != t0)
+    for name in ("rtol", "atol", "dt0", "dt_min"):
+        for leaf in tf.nest.flatten(inputs[name]):
+            bad |= ~tf.reduce_all(leaf >= 0.0)
     t_end = tf.where(bad, t0, t_end)
+    # What is exactly zero and shall stay so has an error of zero, not of 0 / 0.
+    tiny = float(np.sqrt(np.finfo(y0.dtype.as_numpy_dtype).tiny))
 
     def tolerance(value):
         leaves = tf.nest.flatten(value)
@@ -424,7 +434,7 @@ def _terms(layout, inputs, y0, shape, dense):
         return layout.pack(tf.nest.pack_sequence_as(layout.structure, full))
 
     return Terms(
-        t0, t_end, direction, tolerance(inputs["rtol"]), tolerance(inputs["atol"]),
+        t0, t_end, direction, tolerance(inputs["rtol"]), tolerance(inputs["atol"]) + tiny,
         inputs["dt0"], inputs["dt_min"], saves, None if steps is None else tf.stop_gradient(steps),
     ), bad  # fmt: skip
 

@@ -153,8 +153,8 @@ class DenseOutput:
         if tf.executing_eagerly() and not tf.reduce_all(within):
             first = self.direction * interpolant.start
             raise ValueError(
-                f"`t` must lie within the solved span, {first.numpy().min():.6g} to "
-                f"{self.t_end.numpy().max():.6g}. Received: {np.asarray(t)}"
+                "`t` must lie within the solved span of each trajectory, "
+                f"{first.numpy().min():.6g} to {self.t_end.numpy().max():.6g}. Received: {np.asarray(t)}"
             )
         inside = within & (s <= interpolant.end + slack)
         y, _ = interpolant(flat, inside, from_start=True)

@@ -61,6 +61,11 @@ def growing_horizons(times, data, horizons, iterations):
             "each of `horizons` must hold a measurement after the first and be finite: "
             f"the second time is {times[1]:g}. Received: {horizons.tolist()}"
         )
+    if np.shape(iterations) not in ((), horizons.shape):
+        raise ValueError(
+            f"`iterations` must be an integer or one for each of the {horizons.size} horizons. "
+            f"Received: {iterations!r}"
+        )
     counts = np.broadcast_to(np.asarray(iterations), horizons.shape)
     if not np.issubdtype(counts.dtype, np.integer) or counts.min() < 1:
         raise ValueError(
@@ -138,7 +143,7 @@ def multiple_shooting(
         vectorized: whether the field takes all pieces at once, `y` of shape `(groups, *state)` and
             `t` of shape `(groups,)`, as a network does; otherwise it is mapped over them, which
             costs more.
-        **keywords: those of `solve`, but for `saveat`, `batch_ndims` and `throw`.
+        **keywords: those of `solve`, but for `saveat`, `batch_ndims`, `throw` and `dense`.
 
     Returns:
         `(loss, predictions)`: a scalar, and a tensor `(groups, group_size, *state)` with NaN where
@@ -338,6 +343,11 @@ def collocation_loss(problem, times, y, dy, *, vectorized=False):
     )
     field = problem.f if vectorized else _over_rows(problem.f)
     slopes = field(tf.constant(times), tf.constant(y), p)
+    if slopes.shape != y.shape:
+        raise ValueError(
+            f"f(t, y, p) must return the shape of `y`, {y.shape[1:]} for each time. "
+            f"Received: {slopes.shape[1:]}"
+        )
     return tf.reduce_mean((slopes - dy) ** 2)
 
 
@@ -359,13 +369,19 @@ def _check_problem(problem):
 
 
 def _refuse(keywords):
-    fixed = sorted({"saveat", "batch_ndims", "throw"} & set(keywords))
+    fixed = sorted({"saveat", "batch_ndims", "throw", "dense"} & set(keywords))
     if fixed:
         raise ValueError(f"`multiple_shooting` sets these keywords itself. Received: {fixed}")
 
 
 def _series(times, data):
     """Times and data as arrays of one floating type."""
+    symbolic = [x for x in (times, data) if tf.is_tensor(x) and tf.get_static_value(x) is None]
+    if symbolic:
+        raise ValueError(
+            "the series must be known when the loss is built: close over arrays instead of passing "
+            f"them as batches. Received: {symbolic[0]}"
+        )
     data = np.asarray(data)
     if data.dtype.kind != "f":
         data = data.astype(float)

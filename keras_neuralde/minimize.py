@@ -95,6 +95,13 @@ def minimize(
             raise ValueError(f"`{name}` must be an integer of at least 1. Received: {value!r}")
     if not isinstance(restarts, int) or restarts < 0:
         raise ValueError(f"`restarts` must be an integer of at least 0. Received: {restarts!r}")
+    for name, function in (("loss", loss), ("callback", callback)):
+        if not callable(function) and (name == "loss" or function is not None):
+            raise TypeError(f"`{name}` must be a function. Received: {function!r}")
+    if batches is not None and not hasattr(batches, "__iter__"):
+        raise TypeError(f"`batches` must be an iterable of tuples of arrays. Received: {batches!r}")
+    if hasattr(batches, "__len__") and len(batches) == 0:
+        raise ValueError("`batches` must hold at least one batch. Received: an empty one")
     parameters = Parameters(params)
     box = make_box(bounds, parameters, parameters.vector)
     objective = _Objective(loss, parameters, box)
@@ -203,6 +210,11 @@ class _Objective:
 
 def _scalar(value):
     """What a loss returned, as `(scalar, extras)`."""
+    if value is None or (isinstance(value, (tuple, list)) and not value):
+        raise ValueError(
+            "the loss must return a floating scalar, or a tuple (scalar, *extras). "
+            f"Received: {value!r}; is a `return` missing?"
+        )
     value, *extras = value if isinstance(value, (tuple, list)) else (value,)
     value = tf.convert_to_tensor(value)
     if not value.dtype.is_floating or (value.shape.rank != 0 and value.shape.num_elements() != 1):

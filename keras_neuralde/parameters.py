@@ -24,6 +24,7 @@ class Parameters:
     def __init__(self, given):
         self.variables = _variables(given)
         self._holder = given if isinstance(given, keras.layers.Layer) else None
+        self._single = isinstance(given, keras.Variable)
         if self.variables is not None:
             self.structure = list(self.variables)
             leaves = [tf.convert_to_tensor(v) for v in self.variables]
@@ -59,7 +60,7 @@ class Parameters:
             return function(self.nest(leaves), *arguments)
         with self.substituted(leaves):
             p = leaves if self._holder is None else self._holder
-            return function(p, *arguments)
+            return function(p[0] if self._single else p, *arguments)
 
     def substituted(self, leaves):
         """A scope in which the variables have other values."""
@@ -92,8 +93,17 @@ def _variables(given):
 
 
 def _tensors(given):
+    if given is None:
+        raise ValueError("there are no parameters to train. Received: None")
     nest = values.as_nest(given)
-    dtype = values.common_dtype(nest, None)
+    try:
+        dtype = values.common_dtype(nest, None)
+    except TypeError as error:
+        found = [getattr(leaf, "dtype", type(leaf).__name__) for leaf in tf.nest.flatten(nest)]
+        listed = [getattr(dtype, "name", str(dtype)) for dtype in found]
+        raise TypeError(
+            f"all parameters must have one floating dtype. Received: {listed}"
+        ) from error
     leaves = [values.to_tensor(leaf, dtype) for leaf in tf.nest.flatten(nest)]
     if isinstance(nest, np.ndarray) or not tf.nest.is_nested(nest):
         return nest, leaves, ["p"]

@@ -69,8 +69,9 @@ _MESSAGES = {
         "(keras_neuralde.consistent_state finds one)"
     ),
     Status.BAD_TIMES: (
-        "the save times are unsorted, outside t_span or not finite; sort them, widen t_span, and "
-        "put NaN pads last"
+        "the save times (or `steps`) are unsorted, outside t_span or not finite, or rtol, atol, "
+        "dt0 or dt_min is negative or NaN; sort the times, widen t_span, put NaN pads last, and "
+        "give settings of zero or more"
     ),
     Status.RECORD_FULL: (
         "needed more attempted steps than the record holds; raise max_record or loosen rtol/atol"
@@ -133,7 +134,10 @@ class Solution:
     @functools.cached_property
     def steps(self):
         if self._find_steps is None:
-            raise ValueError("this solver does not say which steps it took.")
+            raise ValueError(
+                "which steps were taken is not known: ensembles and solvers of other packages do "
+                "not say. Call `solve` with batch_ndims=1."
+            )
         return self._find_steps()
 
     @property

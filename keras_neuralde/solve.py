@@ -142,10 +142,10 @@ def solve(
         outputs = run_with_progress(equation, settings, layout, inputs, shape, report)
     else:
         outputs = run(trace)
-    if tf.executing_eagerly():
+    if tf.executing_eagerly() or tape_is_active():
         given = {"rtol": rtol, "atol": atol, "dt0": dt0, "dt_min": dt_min, "steps": steps}
         given["mass_matrix"] = getattr(problem, "mass_matrix", None)
-        if settings.solver.delegated:
+        if settings.solver.delegated and tf.executing_eagerly():
             given |= {"t_span": problem.t_span, "saveat": saveat}
         outputs["y"] = refuse_gradients(outputs["y"], given)
     if settings.solver.stochastic:

@@ -119,7 +119,7 @@ def test_a_span_of_length_zero():
 
 def test_bad_input():
     dense = nde.solve(lotka_volterra(), dense=True)
-    with pytest.raises(ValueError, match="within the solved span, 0 to 10"):
+    with pytest.raises(ValueError, match="within the solved span of each trajectory, 0 to 10"):
         dense(10.5)
     with pytest.raises(ValueError, match="Received shape"):
         dense(np.ones((2, 2)))

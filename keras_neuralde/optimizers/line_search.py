@@ -41,8 +41,8 @@ _MESSAGES = {
     Progress.STALLED: (
         "the line search found no lower loss although the gradient is not small. When the loss "
         "holds a differential equation, its step sequence changes with the parameters and roughens "
-        "the loss: lower rtol and atol (1e-6), use float64, or take fixed steps. Otherwise the "
-        "loss may be at the limit of its floating-point precision"
+        "the loss: set freeze_steps=True, lower rtol and atol (1e-6), use float64, or take fixed "
+        "steps. Otherwise the loss may be at the limit of its floating-point precision"
     ),
     Progress.NON_FINITE: (
         "the loss or its gradient is NaN or infinite at the starting point: check the data, start "
