@@ -154,7 +154,8 @@ class DenseOutput:
             first = self.direction * interpolant.start
             raise ValueError(
                 "`t` must lie within the solved span of each trajectory, "
-                f"{first.numpy().min():.6g} to {self.t_end.numpy().max():.6g}. Received: {np.asarray(t)}"
+                f"{first.numpy().min():.6g} to {self.t_end.numpy().max():.6g}. "
+                f"Received: {np.asarray(t)}"
             )
         inside = within & (s <= interpolant.end + slack)
         y, _ = interpolant(flat, inside, from_start=True)
