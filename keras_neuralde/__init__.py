@@ -24,6 +24,7 @@ from keras_neuralde.minimize import minimize as minimize
 from keras_neuralde.minimize_result import MinimizeResult as MinimizeResult
 from keras_neuralde.minimize_result import MinimizeStatus as MinimizeStatus
 from keras_neuralde.parameters import flatten_parameters as flatten_parameters
+from keras_neuralde.problems import DDEProblem as DDEProblem
 from keras_neuralde.problems import ODEProblem as ODEProblem
 from keras_neuralde.problems import SDEProblem as SDEProblem
 from keras_neuralde.solution import Solution as Solution
