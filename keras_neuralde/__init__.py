@@ -10,6 +10,7 @@ from keras_neuralde.ensemble import EnsembleSolution as EnsembleSolution
 from keras_neuralde.ensemble import Summary as Summary
 from keras_neuralde.ensemble import solve_ensemble as solve_ensemble
 from keras_neuralde.initial_state import consistent_state as consistent_state
+from keras_neuralde.layers import NeuralCDDE as NeuralCDDE
 from keras_neuralde.layers import NeuralDSDE as NeuralDSDE
 from keras_neuralde.layers import NeuralODE as NeuralODE
 from keras_neuralde.layers import NeuralODEMM as NeuralODEMM
@@ -24,6 +25,7 @@ from keras_neuralde.minimize import minimize as minimize
 from keras_neuralde.minimize_result import MinimizeResult as MinimizeResult
 from keras_neuralde.minimize_result import MinimizeStatus as MinimizeStatus
 from keras_neuralde.parameters import flatten_parameters as flatten_parameters
+from keras_neuralde.problems import DDEProblem as DDEProblem
 from keras_neuralde.problems import ODEProblem as ODEProblem
 from keras_neuralde.problems import SDEProblem as SDEProblem
 from keras_neuralde.solution import Solution as Solution

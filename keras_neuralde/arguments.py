@@ -10,7 +10,8 @@ from tensorflow.python.framework.config import (
 )
 
 from keras_neuralde import adjoints, controllers, solvers, values
-from keras_neuralde.problems import ODEProblem, SDEProblem
+from keras_neuralde.history import DelayFunctions
+from keras_neuralde.problems import DDEProblem, ODEProblem, SDEProblem
 from keras_neuralde.solvers.delegated import warn_about_joint_steps
 from keras_neuralde.state import StateLayout
 from keras_neuralde.stochastic_field import StochasticFunctions
@@ -133,7 +134,10 @@ def _at_least(name, value, least):
 
 
 def choose_solver(problem, solver):
-    """The solver that `"auto"` stands for."""
+    """The solver that `"auto"` stands for; for a delay equation, wrapped in `MethodOfSteps`."""
+    if isinstance(problem, DDEProblem):
+        solver = solvers.get(solver)
+        return solver if solver.remembers else solvers.MethodOfSteps(solver)
     if not isinstance(problem, SDEProblem) or solver != "auto":
         return solver
     plain = problem.noise != "general" and problem.interpretation == "ito"
@@ -147,12 +151,20 @@ def choose_solver(problem, solver):
 
 def check_problem(problem, settings):
     """Refuses what is no problem that the solver can take."""
-    if not isinstance(problem, (ODEProblem, SDEProblem)):
+    if not isinstance(problem, (ODEProblem, SDEProblem, DDEProblem)):
         raise TypeError(
-            "`problem` must be an ODEProblem or an SDEProblem. "
+            "`problem` must be an ODEProblem, an SDEProblem or a DDEProblem. "
             f"Received: {problem!r} of type {type(problem).__name__}"
         )
     solver = settings.solver
+    if isinstance(problem, DDEProblem):
+        _check_delayed(settings)
+        return
+    if solver.remembers:
+        raise ValueError(
+            f"MethodOfSteps is for a DDEProblem; give its inner solver {solver.name!r} to a "
+            f"{type(problem).__name__}."
+        )
     if isinstance(problem, SDEProblem):
         _check_stochastic(problem, settings)
         return
@@ -218,6 +230,44 @@ def _sparsity(problem, layout):
             f"be. Received shape: {pattern.shape}"
         )
     return pattern != 0
+
+
+def _check_delayed(settings):
+    if settings.joint:
+        raise ValueError(
+            "step_control='joint' is not for delay equations: each trajectory has its own past. "
+            "Leave it out."
+        )
+    if settings.adjoint.name != "discrete":
+        raise ValueError(
+            "a delay equation has the gradient adjoint='discrete' only. "
+            f"Received: adjoint={settings.adjoint!r}"
+        )
+
+
+def _lags(problem, dtype, layout):
+    """The constant lags as tensors, scalars or of the batch shape."""
+    batch = tf.TensorShape(layout.batch_shape)
+    lags = []
+    for index, given in enumerate(problem.lags):
+        if callable(given):
+            continue
+        lag = values.as_float(given, dtype, f"lags[{index}]")
+        if lag.shape.rank not in (0, layout.batch_ndims) or (
+            lag.shape.rank and not lag.shape.is_compatible_with(batch)
+        ):
+            raise ValueError(
+                f"`lags[{index}]` must be a scalar or of the batch shape {batch}. "
+                f"Received shape: {lag.shape}"
+            )
+        known = _known(lag)
+        if known is not None and not (np.all(np.isfinite(known)) and np.all(known > 0)):
+            raise ValueError(
+                f"`lags[{index}]` must be positive and finite; a lag that may vanish is a function "
+                f"(t, y, p) -> lag. Received: {given!r}"
+            )
+        lags.append(lag)
+    return lags
 
 
 def _check_stochastic(problem, settings):
@@ -313,6 +363,11 @@ def prepare(problem, settings, saveat, rtol, atol, dt0, dt_min, steps=None, seed
         "dt0": _step_size(0.0 if dt0 is None else dt0, dtype, "dt0", positive=dt0 is not None),
         "dt_min": _step_size(dt_min, dtype, "dt_min", positive=False),
     }
+    if isinstance(problem, DDEProblem):
+        inputs["lags"] = _lags(problem, dtype, layout)
+        watched |= any(values.is_tensor(lag) for lag in problem.constant_lags)
+        equation = Equation(DelayFunctions(problem.f, problem.history), None, None)
+        return equation, layout, inputs, Shape(kind, watched)
     if not isinstance(problem, SDEProblem):
         inputs |= _mass_matrix(problem, settings.solver, layout)
         equation = Equation(problem.f, problem.jacobian, _sparsity(problem, layout))

@@ -1,6 +1,8 @@
 """Running a checked solve: as part of a graph, or eagerly through a compiled program."""
 
+import dataclasses
 import enum
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -14,6 +16,7 @@ from keras_neuralde.brownian import BrownianPath
 from keras_neuralde.consistency import is_consistent
 from keras_neuralde.controllers import Constant
 from keras_neuralde.fields import Field, Implicit
+from keras_neuralde.history import DelayField, DelayFunctions, LiftedDelay, discontinuities
 from keras_neuralde.integrate import (
     ACCEPTED,
     REJECTED,
@@ -42,7 +45,10 @@ _TURNS_OF_A_PART = 4096
 
 
 class Lifted(NamedTuple):
-    """The traced functions of an equation; `field` is a `LiftedEquation` of stochastic ones."""
+    """The traced functions of an equation.
+
+    `field` is a `LiftedEquation` of stochastic ones and a `LiftedDelay` of those with delays.
+    """
 
     field: Any
     jacobian: Any
@@ -58,6 +64,10 @@ def lift(equation, layout, inputs):
 
     p = tf.nest.map_structure(spec, inputs["p"])
     specs = (t, layout.structure, p)
+    if isinstance(equation.f, DelayFunctions):
+        wrap = functools.partial(_checked, layout=layout)
+        delayed = equation.f.lift(layout, p, lambda f, name: wrap(f, name=name))
+        return Lifted(delayed, None, None)
     jacobian = equation.jacobian
     if jacobian is not None:
         jacobian = captures.lift(_checked_jacobian(jacobian, layout), *specs)
@@ -91,19 +101,18 @@ def _checked_jacobian(function, layout):
     return jacobian
 
 
-def _checked(f, layout):
-    def field(t, y, p):
-        dy = f(t, y, p)
+def _checked(f, layout, name="f(t, y, p)"):
+    def field(*arguments):
+        dy = f(*arguments)
         if dy is None:
             raise ValueError(
-                "f(t, y, p) must return the structure of `y`. Received: None; is a `return` "
-                "missing?"
+                f"{name} must return the structure of `y`. Received: None; is a `return` missing?"
             )
         try:
             tf.nest.assert_same_structure(layout.structure, dy)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                "f(t, y, p) must return the structure of `y`. "
+                f"{name} must return the structure of `y`. "
                 f"Expected: {layout.structure}. Received: {dy}"
             ) from error
 
@@ -111,13 +120,13 @@ def _checked(f, layout):
             leaf = tf.convert_to_tensor(leaf)
             if leaf.dtype != spec.dtype:
                 raise TypeError(
-                    f"f(t, y, p) must return the dtype of `y`, {spec.dtype.name}. "
+                    f"{name} must return the dtype of `y`, {spec.dtype.name}. "
                     f"Received: {leaf.dtype.name}"
                 )
             same_rank = leaf.shape.rank is None or leaf.shape.rank == spec.shape.rank
             if not same_rank or not leaf.shape.is_compatible_with(spec.shape):
                 raise ValueError(
-                    f"f(t, y, p) must return the shape of `y`, {spec.shape}. Received: {leaf.shape}"
+                    f"{name} must return the shape of `y`, {spec.shape}. Received: {leaf.shape}"
                 )
             return leaf
 
@@ -181,6 +190,8 @@ def run_eagerly(equation, settings, layout, inputs, shape, what):
 
 
 def _functions_key(f, references):
+    if isinstance(f, DelayFunctions):
+        return "delay", *(function_key(one, references) for one in (f.f, f.history))
     if not isinstance(f, StochasticFunctions):
         return function_key(f, references)
     return *(function_key(one, references) for one in (f.f, f.g)), f.noise, f.noise_dim
@@ -207,8 +218,9 @@ def trace(lifted, settings, layout, inputs, shape, gradient):
     if settings.solver.delegated:
         y, control, num_f = settings.solver.integrate(field, y0, terms, settings.max_steps)
         return _answer(settings, layout, inputs, bound, y, control, num_f)
-    if settings.dense:
-        y, control, record = _integrate_densely(field, y0, terms, settings, shape)
+    if settings.dense or settings.solver.remembers:
+        stops = _discontinuities(settings, inputs, terms)
+        y, control, record = _integrate_densely(field, y0, terms, settings, shape, stops)
     else:
         y, control = _integrate(field, y0, terms, settings, shape, gradient)
         record = {}
@@ -298,9 +310,12 @@ def bind(lifted, settings, layout, inputs, shape):
     p_leaves = [leaf for leaf in tf.nest.flatten(inputs["p"]) if leaf is not None]
     y0 = layout.pack(inputs["y0"])
     terms, bad = _terms(layout, inputs, y0, shape, settings.dense)
-    if isinstance(lifted.field, LiftedEquation):
+    if isinstance(lifted.field, LiftedDelay):
+        implicit = _implicit(lifted, settings, inputs, terms)
+        field: Any = DelayField(lifted.field, layout, batch_dims, p_leaves, terms, implicit)
+    elif isinstance(lifted.field, LiftedEquation):
         path = _brownian_path(lifted.field.components(layout), settings, inputs, terms, shape)
-        field: Any = StochasticField(lifted.field, layout, batch_dims, p_leaves, path)
+        field = StochasticField(lifted.field, layout, batch_dims, p_leaves, path)
     else:
         substitute = settings.solver.delegated and bool(lifted.field.captures)
         implicit = _implicit(lifted, settings, inputs, terms)
@@ -362,11 +377,20 @@ def _integrate(field, y0, terms, settings, shape, gradient):
     return settings.adjoint.integrate(task, field, y0, terms)
 
 
-def _integrate_densely(field, y0, terms, settings, shape):
+def _discontinuities(settings, inputs, terms):
+    """Where steps of a delay equation end because of its constant lags; `None` for nowhere."""
+    if not inputs.get("lags"):
+        return None
+    lags = [tf.reshape(lag, [-1]) if lag.shape.rank else lag for lag in inputs["lags"]]
+    return discontinuities(lags, terms.t0, terms.t_end, terms.direction, settings.solver.order)
+
+
+def _integrate_densely(field, y0, terms, settings, shape, stops=None):
     """The same with every step on record, which is returned too."""
     plan = _plan(settings, shape, settings.max_record)
+    plan = dataclasses.replace(plan, saves=True, stops=stops is not None)
     task = Task(plan, settings.checkpoints, settings.max_record, shape.time_gradient, True)
-    without = terms._replace(saves=None)
+    without = terms._replace(saves=stops)
     y, ring, turns, control = integrate_densely(task, field, y0, without)
     record = {
         "ring": ring, "turns": turns, "direction": terms.direction, "t_end": terms.t_end,
@@ -415,6 +439,8 @@ def _terms(layout, inputs, y0, shape, dense):
         bad |= tf.reduce_any(present[1:] & (ahead[1:] < ahead[:-1]), axis=0)
         bad |= tf.reduce_any(present[1:] & ~present[:-1], axis=0)
         t_end = t1 if dense else last
+    for lag in inputs.get("lags", ()):
+        bad |= (per_row(lag) <= 0) | ~tf.math.is_finite(per_row(lag))
     steps = inputs["steps"]
     if steps is not None:
         bad |= tf.reduce_any(tf.math.is_nan(steps[:2]), axis=0) & (t_end != t0)

@@ -39,7 +39,8 @@ class Plan:
         saves: whether there are save points.
         save_slopes: whether to return the time derivative at the save points too.
         first_step: whether the first step is chosen automatically.
-        stops: whether steps end on the save points, because they cannot be interpolated.
+        stops: whether steps end on the save points: those of a method that cannot interpolate, or,
+            in their place, the discontinuities of a delay equation.
     """
 
     solver: Any
@@ -237,7 +238,7 @@ def attempt(plan, g, terms, carry, forced=None):
 def _next_time(plan, g, terms, t, h, accepted):
     """Where the proposed step ends; exactly on the end when it comes that near."""
     if plan.adaptive:
-        end = _next_stop(terms, t) if plan.stops else terms.t_end
+        end = next_stop(terms, t)[0] if plan.stops else terms.t_end
         last = h * 1.01 >= tf.abs(end - t)
         proposed = t + terms.direction * h
         if plan.solver.stochastic:
@@ -250,7 +251,7 @@ def _next_time(plan, g, terms, t, h, accepted):
         elapsed = (tf.floor(tf.abs(t - terms.t0) / h + 1e-3) + 1.0) * h
         last = elapsed + 1e-3 * h >= tf.abs(terms.t_end - terms.t0)
         grid = tf.where(last, terms.t_end, terms.t0 + terms.direction * elapsed)
-        stop = _next_stop(terms, t)
+        stop, _ = next_stop(terms, t)
         return tf.where(terms.direction * stop < terms.direction * grid, stop, grid)
     # Counting instead of adding keeps a million equal steps on their grid.
     elapsed = (accepted + 1.0) * h
@@ -274,8 +275,12 @@ def _next_recorded(terms, t, accepted):
     return tf.where(last, terms.t_end, t + terms.direction * h)
 
 
-def _next_stop(terms, t):
-    """The first save point after `t` in each row, by bisection; the end where there is none."""
+def next_stop(terms, t):
+    """The first save point after `t` in each row, by bisection; the end where there is none.
+
+    Returns:
+        The time and the index of the save point, both `(rows,)`.
+    """
     count = tf.shape(terms.saves)[0]
     rows = tf.shape(t)[0]
     shared = terms.saves.shape[1] == 1
@@ -283,7 +288,8 @@ def _next_stop(terms, t):
 
     def later(index):
         at = tf.gather(flat, index if shared else index * rows + tf.range(rows))
-        return at, ~(terms.direction * at <= terms.direction * t)
+        # Not `~(at <= t)`: outside XLA that is simplified to `at > t`, which differs for NaN.
+        return at, (terms.direction * at > terms.direction * t) | tf.math.is_nan(at)
 
     def halve(low, high):
         # The answer lies in [low, high]; pads are later than everything.
@@ -296,7 +302,7 @@ def _next_stop(terms, t):
         lambda low, high: tf.reduce_any(low < high), halve, (low, low + (count - 1))
     )
     stop, after = later(low)
-    return tf.where(after & tf.math.is_finite(stop), stop, terms.t_end)
+    return tf.where(after & tf.math.is_finite(stop), stop, terms.t_end), low
 
 
 def _smallest_step(terms, t):
@@ -346,13 +352,15 @@ def run_segment(plan, g, terms, carry, ring, forced=None):
         The carry, the ring and the number of turns.
     """
     size = plan.segment
+    remembers = plan.solver.remembers
 
     def more(turn, carry, ring):
         return (turn < size) & any_running(carry.control)
 
     def turn_once(turn, carry, ring):
         decision = None if forced is None else (forced[0], tf.gather(forced[1], turn))
-        carry, record = attempt(plan, g, terms, carry, decision)
+        seen = g.recalling(ring, turn) if remembers else g
+        carry, record = attempt(plan, seen, terms, carry, decision)
         ring = tf.nest.map_structure(lambda buffer, value: write(buffer, turn, value), ring, record)
         return turn + 1, carry, ring
 

@@ -80,6 +80,70 @@ class ODEProblem(_Problem):
         self._check(self.f, self.t_span)
 
 
+@dataclasses.dataclass(frozen=True)
+class DDEProblem(_Problem):
+    """The delay differential equation y' = f(t, y, h, p), with a history before the start.
+
+    Args:
+        f: the field, `f(t, y, h, p)`: a pure function that returns the structure of `y`.
+            `h(t_past)` is the whole state at an earlier time, of the structure and shape of `y`;
+            `t_past` is a scalar or has the shape of `t`. A lag that it reads with may be a
+            number, a tensor, a parameter, or depend on time and state; it may vanish, and it may
+            be shorter than a step. Tensors and variables that `f` closes over receive gradients.
+        y0: the state at the start; it may differ from `history` there.
+        history: `history(t, p)`, the state before the start, of the structure and shape of `y`,
+            for `t` of the shape that `f` gets.
+        t_span: the pair `(t0, t1)`. With `t1 < t0` the past lies at later times: `f` reads
+            `h(t + lag)`.
+        p: parameters, seen by `f` and by `history`.
+        lags: the lags that `f` reads with: positive numbers or tensors, scalars or of the batch
+            shape, for the constant ones, and functions `(t, y, p) -> lag` for the others. Steps end
+            on the points to which constant lags carry the discontinuity at the start, and the
+            gradient with respect to a lag follows those points; what other lags carry is left to
+            the error estimate.
+
+    Raises:
+        TypeError: if `f` or `history` is not callable, or a lag is neither a number nor a function.
+        ValueError: if `t_span` is not a pair, there is no lag, or a constant one is not positive.
+
+    Example:
+
+    >>> import keras_neuralde as nde
+    >>> problem = DDEProblem(
+    ...     lambda t, y, h, p: -h(t - 1.0), 1.0, lambda t, p: 1.0, (0.0, 1.0), lags=[1.0]
+    ... )
+    >>> bool(abs(nde.solve(problem).y) < 1e-6)
+    True
+    """
+
+    f: Callable
+    y0: Any
+    history: Callable
+    t_span: Any
+    p: Any = None
+    _: dataclasses.KW_ONLY
+    lags: Any
+
+    def __post_init__(self):
+        if not callable(self.f):
+            raise TypeError(f"`f` must be a function f(t, y, h, p). Received: {self.f!r}")
+        self._check(self.f, self.t_span)
+        if not callable(self.history):
+            raise TypeError(
+                f"`history` must be a function history(t, p). Received: {self.history!r}"
+            )
+        if not isinstance(self.lags, (list, tuple)) or not self.lags:
+            raise ValueError(
+                "`lags` must be a list with at least one lag: a number, a tensor, or a function "
+                f"(t, y, p) -> lag. Received: {self.lags!r}"
+            )
+
+    @property
+    def constant_lags(self):
+        """The lags that are numbers or tensors."""
+        return [lag for lag in self.lags if not callable(lag)]
+
+
 #: The kinds of noise and what `g` returns for each of them.
 NOISES = {
     "diagonal": "the structure and shape of y: a Brownian motion for each component",

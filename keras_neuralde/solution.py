@@ -27,6 +27,8 @@ class Status(enum.IntEnum):
     NEWTON_DIVERGED = 7
     INCONSISTENT_START = 8
     GMRES_STALLED = 9
+    BAD_LAG = 10
+    DELAY_DIVERGED = 11
 
     @property
     def message(self):
@@ -68,10 +70,18 @@ _MESSAGES = {
         "no time derivative, by more than the tolerances; start from a state that satisfies them "
         "(keras_neuralde.consistent_state finds one)"
     ),
+    Status.BAD_LAG: (
+        "a lag became negative at the last time, so that the equation asked for its own future; "
+        "check the functions of the lags, or bound them from below by 0"
+    ),
+    Status.DELAY_DIVERGED: (
+        "the iteration for lags shorter than the step did not converge; take a smaller dt0, or "
+        "let the solver choose its steps"
+    ),
     Status.BAD_TIMES: (
-        "the save times (or `steps`) are unsorted, outside t_span or not finite, or rtol, atol, "
-        "dt0 or dt_min is negative or NaN; sort the times, widen t_span, put NaN pads last, and "
-        "give settings of zero or more"
+        "the save times (or `steps`) are unsorted, outside t_span or not finite, rtol, atol, dt0 "
+        "or dt_min is negative or NaN, or a constant lag is not positive; sort the times, widen "
+        "t_span, put NaN pads last, and give settings of zero or more"
     ),
     Status.RECORD_FULL: (
         "needed more attempted steps than the record holds; raise max_record or loosen rtol/atol"

@@ -56,7 +56,7 @@ def solve(
     `tf.function` it becomes part of that graph, compiled or not as the caller decides.
 
     Args:
-        problem: an `ODEProblem` or an `SDEProblem`.
+        problem: an `ODEProblem`, an `SDEProblem` or a `DDEProblem`.
         solver: a name (see `keras_neuralde.solvers.names()`) or a solver object.
         saveat: `None` for the final state only; a number for one time; a sorted 1-D array for
             those times exactly; or `(*batch, n)` for times of each trajectory, padded with NaN.
@@ -85,7 +85,8 @@ def solve(
             smooth function of y0, p and the times.
         dense: keep every step, so that `sol(t)` gives the state at any time.
         max_record: how many attempted steps a trajectory may need for `dense=True`, for
-            `sol.steps` and for adjoints that keep the solution.
+            `sol.steps`, for adjoints that keep the solution and for delay equations, which keep
+            their past.
         throw: raise when a trajectory fails. Only an eager call can; in a graph the failed
             trajectory is NaN and the status says why.
         progress: draw a bar over the time span, where a terminal can show it and no gradient is
@@ -153,7 +154,7 @@ def solve(
         outputs["y"] = refuse_gradients(outputs["y"], times)
 
     def find_steps():
-        times = outputs["steps"] if dense else run(trace_steps)
+        times = outputs["steps"] if "steps" in outputs else run(trace_steps)
         return _arrange_steps(times, layout, outputs["batch_like"])
 
     if frozen is not None and not frozen.replays:
@@ -167,7 +168,8 @@ def solve(
 def _can_report(settings):
     """Whether a progress bar can be drawn."""
     possible = tf.executing_eagerly() and not tape_is_active()
-    return possible and not settings.dense and not settings.solver.delegated
+    recorded = settings.dense or settings.solver.remembers
+    return possible and not recorded and not settings.solver.delegated
 
 
 def _bar():

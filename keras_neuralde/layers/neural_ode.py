@@ -74,18 +74,25 @@ class NeuralODE(DifferentialEquationLayer):
         self.built = True
 
     def call(self, inputs, training=None):
-        y0, times = _split(inputs)
+        return self._solve(*_split(inputs), training)
+
+    def _solve(self, y0, times, training, *more):
+        """One call; `more` goes to `_problem`."""
         y0 = self._to_state(y0)
         t_span, saveat = self.t_span, self.saveat
         if times is not None:
             times = self._to_state(times)
             t_span, saveat = _cover(self.t_span, times), times
-        problem = self._problem(training, y0, t_span)
+        problem = self._problem(training, y0, t_span, *more)
         solution = solve(problem, self._solver, saveat=saveat, batch_ndims=1, **self.solve_keywords)
         if training:
             start = tf.fill([tf.shape(y0)[0]], tf.constant(self.t_span[0], y0.dtype))
-            self._pure.advance_state(start, y0)
+            self._pure.advance_state(start, self._model_input(y0))
         return tf.cast(self._arrange(solution.y, saveat, times), self.compute_dtype)
+
+    def _model_input(self, y0):
+        """What the model is called with at the start."""
+        return y0
 
     def _problem(self, training, y0, t_span):
         """What one call solves."""

@@ -5,6 +5,7 @@ from keras_neuralde.solvers.base import Step as Step
 from keras_neuralde.solvers.esdirk import DiagonallyImplicit as DiagonallyImplicit
 from keras_neuralde.solvers.explicit_rk import ExplicitRungeKutta as ExplicitRungeKutta
 from keras_neuralde.solvers.iteration_matrix import LinearSolver as LinearSolver
+from keras_neuralde.solvers.method_of_steps import MethodOfSteps as MethodOfSteps
 from keras_neuralde.solvers.registry import get as get
 from keras_neuralde.solvers.registry import names as names
 from keras_neuralde.solvers.registry import serialize as serialize

@@ -87,6 +87,9 @@ class Solver:
     #: A rule of its own for the first step, with the arguments of `controllers.initial_step`.
     initial_step: Callable | None = None
 
+    #: Whether a step reads the record of earlier steps, as delay equations do.
+    remembers: bool = False
+
     #: Whether the whole integration is somebody else's (see `keras_neuralde.solvers.delegated`).
     delegated: bool = False
 

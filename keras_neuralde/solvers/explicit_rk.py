@@ -72,7 +72,7 @@ class ExplicitRungeKutta(Solver):
         h = (t_next - t)[:, None]
         ks, y_last = self._stages(g, t, t_next, h, y, [k1], table.c[1:], table.a[1:])
         y1 = y_last if table.first_same_as_last else y + h * combine(table.b, ks)
-        error = self._error(h, ks)
+        error = self.error_estimate(h, ks)
         k_last = ks[-1] if table.first_same_as_last else state
         coefficients = self._interpolate(g, t, t_next, h, y, ks) if dense else None
         return Step(y1, error, coefficients, k_last)
@@ -162,7 +162,8 @@ class ExplicitRungeKutta(Solver):
             ks = [*ks, g(time, argument)]
         return ks, argument
 
-    def _error(self, h, ks):
+    def error_estimate(self, h, ks):
+        """The local error, `(rows, width)`, from the steps `(rows, 1)` and the stages."""
         table = self.tableau
         if not table.has_error:
             return None
@@ -176,10 +177,14 @@ class ExplicitRungeKutta(Solver):
 
     def _interpolate(self, g, t, t_next, h, y, ks):
         ks, _ = self._stages(g, t, t_next, h, y, ks, self._c_extra, self._a_extra)
+        return self.polynomial(h, ks)
+
+    def polynomial(self, h, ks):
+        """The interpolation coefficients, `(rows, degree * width)`, from all stages."""
         # Σ_i b_i(θ) = θ, so only differences of stages meet the large coefficients of the table:
         # in float32 that is the difference between five digits and seven.
         differences = [k - ks[0] for k in ks[1:]]
         columns = [combine(column[1:], differences) for column in zip(*self._dense, strict=True)]
-        columns = [tf.zeros_like(y) if column is None else column for column in columns]
+        columns = [tf.zeros_like(ks[0]) if column is None else column for column in columns]
         columns[0] += ks[0]
         return tf.concat([h * column for column in columns], axis=1)

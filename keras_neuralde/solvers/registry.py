@@ -6,6 +6,7 @@ from keras_neuralde.solvers.base import Solver
 from keras_neuralde.solvers.delegated import DelegatedSolver, is_tfp_solver
 from keras_neuralde.solvers.esdirk import DiagonallyImplicit
 from keras_neuralde.solvers.explicit_rk import ExplicitRungeKutta
+from keras_neuralde.solvers.method_of_steps import MethodOfSteps
 from keras_neuralde.solvers.rosenbrock import Rosenbrock
 from keras_neuralde.solvers.sde import STOCHASTIC
 from keras_neuralde.tableaus import ESDIRK, EXPLICIT, ROSENBROCK
@@ -15,6 +16,7 @@ _CLASSES: dict = {
     "Rosenbrock": Rosenbrock,
     "DiagonallyImplicit": DiagonallyImplicit,
     "DelegatedSolver": DelegatedSolver,
+    "MethodOfSteps": MethodOfSteps,
 }
 _CLASSES |= {method.__name__: method for method in STOCHASTIC.values()}
 _DELEGATED = {"tfp_dormand_prince": "DormandPrince", "tfp_bdf": "BDF"}
