@@ -446,7 +446,8 @@ def _terms(layout, inputs, y0, shape, dense):
         bad |= tf.reduce_any(tf.math.is_nan(steps[:2]), axis=0) & (t_end != t0)
     for name in ("rtol", "atol", "dt0", "dt_min"):
         for leaf in tf.nest.flatten(inputs[name]):
-            bad |= ~tf.reduce_all(leaf >= 0.0)
+            # Not the negation of `leaf >= 0`: plain graphs simplify that, which drops NaN.
+            bad |= tf.reduce_any((leaf < 0.0) | tf.math.is_nan(leaf))
     t_end = tf.where(bad, t0, t_end)
     # What is exactly zero and shall stay so has an error of zero, not of 0 / 0.
     tiny = float(np.sqrt(np.finfo(y0.dtype.as_numpy_dtype).tiny))

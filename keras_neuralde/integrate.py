@@ -201,8 +201,8 @@ def attempt(plan, g, terms, carry, forced=None):
         grow = accept & (status != RETRYING)
         factor = tf.where(grow, factor, tf.minimum(factor, 1.0))
         smallest = _smallest_step(terms, t)
-        # Written so that a step of NaN is hopeless too.
-        hopeless = ~accept & ~(tf.minimum(h, used) > 1.5 * smallest)
+        hopeless = (tf.minimum(h, used) <= 1.5 * smallest) | tf.math.is_nan(used)
+        hopeless &= ~accept
         proposed = tf.maximum(used * factor, smallest)
         if plan.stops:
             # A step that a save point cut short says little about the next one.
