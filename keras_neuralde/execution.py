@@ -36,7 +36,7 @@ from keras_neuralde.integrate import (
 )
 from keras_neuralde.programs import ProgramCache, function_key
 from keras_neuralde.solution import Status
-from keras_neuralde.solvers.banded import find_band
+from keras_neuralde.sparsity import find_band
 from keras_neuralde.stochastic_field import LiftedEquation, StochasticField, StochasticFunctions
 
 programs = ProgramCache()

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_neuralde.solvers.banded import BandedJacobian
+from keras_neuralde.sparsity import BandedJacobian
 
 #: Up to this size a Jacobian is written out row by row: XLA merges what the rows share.
 _UNROLLED = 8
@@ -19,7 +19,7 @@ class Implicit(NamedTuple):
         mass_inverse: instead, the inverse of a mass matrix, for methods that want y' itself.
         jacobian: the `captures.LiftedFunction` of the user's `jacobian(t, y, p)`, or `None`.
         sparsity: `(n, n)` booleans, where the Jacobian may be nonzero, or `None`.
-        band: a `banded.Band` of it, where blocks pay, or `None`.
+        band: a `sparsity.Band` of it, where blocks pay, or `None`.
         tolerances: `(rtol, atol)` as in `Terms`, what Newton iterations are measured by; `None`
             with constant steps.
     """
@@ -126,7 +126,7 @@ class Field:
 
         Returns:
             `(jacobian, time_derivative)`: the n rows of the Jacobian, a list of
-            `(trajectories, n)` tensors, for small systems, a `banded.BandedJacobian`, or one
+            `(trajectories, n)` tensors, for small systems, a `sparsity.BandedJacobian`, or one
             `(trajectories, n, n)` tensor; and a `(rows, width)` tensor, or `None` for fields that
             do not read the time.
         """

@@ -10,7 +10,7 @@ ROOT = pathlib.Path(keras_neuralde.__file__).parent
 # From the ground up. A module may import from its own line and from the lines above it.
 FLOORS = (
     ("values", "bounds", "programs", "captures", "freezing", "tableaus"),
-    ("plot", "solution", "refusals", "parameters", "problems", "state", "brownian"),
+    ("plot", "solution", "refusals", "parameters", "problems", "state", "brownian", "sparsity"),
     ("controllers", "fields", "stochastic_field", "interpolation", "history"),
     ("solvers", "consistency"),
     ("integrate",),

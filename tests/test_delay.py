@@ -100,6 +100,19 @@ def test_delayed_lotka_volterra_with_a_lag_shorter_than_its_steps():
     )  # fmt: skip
     sol = nde.solve(problem, **TIGHT)
     np.testing.assert_allclose(sol.y, [1.2133701191, 3.4159429442], atol=2e-10)
+
+    def loss(p):
+        y = nde.solve(problem.remake(p=p), saveat=np.linspace(0.0, 10.0, 101), **TIGHT).y
+        return tf.reduce_sum((y - 1.0) ** 2)
+
+    with tf.GradientTape() as tape:
+        tape.watch(problem.p)
+        value = loss(problem.p)
+    # Computed independently to more digits.
+    np.testing.assert_allclose(value, 369.979205085226527, rtol=1e-9)
+    expected = [331.171448972, -743.736809413, 12.1073306338, 639.636305691]
+    np.testing.assert_allclose(tape.gradient(value, problem.p), expected, rtol=1e-8)
+
     loose = nde.solve(problem, rtol=1e-4, atol=1e-6)
     assert np.nanmax(np.diff(loose.steps)) > 0.2
     np.testing.assert_allclose(loose.y, [1.2133701191, 3.4159429442], rtol=2e-2)

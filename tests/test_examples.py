@@ -49,6 +49,15 @@ def test_spiral_over_ten_seeds():
     assert np.median(losses) <= 0.002 and max(losses) <= 0.01, losses
 
 
+@pytest.mark.slow
+def test_delayed_lotka_volterra_is_controlled():
+    """The true minimum is 0."""
+    result = load("16_delay_control").run()
+    assert result.minimum <= 1e-12, result
+    alpha, beta, delta, gamma = result.minimizer.numpy()
+    np.testing.assert_allclose([alpha, delta], [beta, gamma], rtol=1e-6)
+
+
 def test_lotka_volterra_is_controlled():
     """The true minimum is 0; a published run ended at 2e-6."""
     result = load("02_lotka_volterra_control").run()

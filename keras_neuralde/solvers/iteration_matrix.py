@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras_neuralde.solvers import banded
 from keras_neuralde.solvers.factorization import UNROLLED, factor
 from keras_neuralde.solvers.krylov import KrylovJacobian, KrylovMatrix
+from keras_neuralde.sparsity import BandedJacobian
 
 #: From this many components on GMRES is the default.
 LARGE = 400
@@ -84,7 +85,7 @@ class IterationMatrix:
 
     def __init__(self, g, jacobian, scale):
         self._g = g
-        if isinstance(jacobian, banded.BandedJacobian):
+        if isinstance(jacobian, BandedJacobian):
             self._factors = banded.BlockTridiagonal(jacobian, scale)
             return
         mass = g.implicit.mass
@@ -136,7 +137,7 @@ def jacobian_times(g, jacobian, x):
     if isinstance(jacobian, KrylovJacobian):
         return g.push(jacobian.t, jacobian.y, x)
     z = g.split(x)
-    if isinstance(jacobian, banded.BandedJacobian):
+    if isinstance(jacobian, BandedJacobian):
         entries, band = jacobian
         blocks = [entries[:, offset] for offset in range(3)]
         return g.join(banded.from_blocks(band, banded.multiply(blocks, banded.to_blocks(band, z))))
@@ -147,7 +148,7 @@ def jacobian_times(g, jacobian, x):
 
 def entries_of(jacobian):
     """The tensors that hold a Jacobian, as a list."""
-    if isinstance(jacobian, banded.BandedJacobian):
+    if isinstance(jacobian, BandedJacobian):
         return [jacobian.entries]
     return list(jacobian) if isinstance(jacobian, list) else [jacobian]
 
@@ -155,7 +156,7 @@ def entries_of(jacobian):
 def outer_sum(g, lefts, rights, like):
     """Σ_i left_i right_iᵀ for every trajectory, in the form of the Jacobian `like`."""
     pairs = [(g.split(left), g.split(right)) for left, right in zip(lefts, rights, strict=True)]
-    if isinstance(like, banded.BandedJacobian):
+    if isinstance(like, BandedJacobian):
         return banded.outer_blocks(like.band, *zip(*pairs, strict=True))
     if isinstance(like, list):
         return [

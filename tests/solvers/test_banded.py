@@ -5,14 +5,13 @@ import pytest
 import tensorflow as tf
 
 from keras_neuralde.solvers.banded import (
-    BandedJacobian,
     BlockTridiagonal,
-    find_band,
     from_blocks,
     multiply,
     outer_blocks,
     to_blocks,
 )
+from keras_neuralde.sparsity import BandedJacobian, find_band
 
 
 def random_band(n, seed, ring=False):
