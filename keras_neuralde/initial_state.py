@@ -43,7 +43,7 @@ def consistent_state(problem, *, batch_ndims=0, max_iterations=20):
         step_control="per_sample", adjoint="discrete", checkpoints=1, dt0=None, steps=None,
         dense=False, max_record=1,
     )  # fmt: skip
-    check_problem(problem, settings.solver)
+    check_problem(problem, settings)
     equation, layout, inputs, shape = prepare(problem, settings, None, None, None, None, 0.0)
     if "constraints" not in inputs:
         return inputs["y0"]
