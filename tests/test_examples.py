@@ -58,6 +58,14 @@ def test_delayed_lotka_volterra_is_controlled():
     np.testing.assert_allclose([alpha, delta], [beta, gamma], rtol=1e-6)
 
 
+@pytest.mark.slow
+def test_the_delay_of_mackey_glass_data_is_found():
+    lags = [
+        np.exp(load("17_mackey_glass").run(seed=seed)[0].log_lags.numpy()[0]) for seed in (0, 1)
+    ]
+    np.testing.assert_allclose(lags, 14.0, rtol=0.01)
+
+
 def test_lotka_volterra_is_controlled():
     """The true minimum is 0; a published run ended at 2e-6."""
     result = load("02_lotka_volterra_control").run()
