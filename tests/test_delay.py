@@ -267,6 +267,35 @@ def test_statuses():
     assert "max_record" in nde.Status(int(sol.status)).message
 
 
+def test_a_failed_row_leaves_the_gradient_of_the_others_alone():
+    y0, p = tf.ones(2, tf.float64), float64(0.7)
+
+    def lag(t, y, p):
+        # Negative in the second row from t = 1 on.
+        return 1.0 - float64([0.0, 1.0]) * t
+
+    def f(t, y, h, p):
+        return -p * h(t - lag(t, y, p)) ** 2
+
+    with tf.GradientTape() as tape:
+        tape.watch([y0, p])
+        problem = nde.DDEProblem(f, y0, one, (0.0, 3.0), p, lags=[1.0, lag])
+        sol = nde.solve(problem, batch_ndims=1, throw=False, rtol=1e-6)
+        loss = sol.y[0]
+    assert sol.status.numpy().tolist() == [0, nde.Status.BAD_LAG] and np.isnan(sol.y[1])
+    y0_bar, p_bar = tape.gradient(loss, [y0, p])
+
+    alone = nde.DDEProblem(
+        lambda t, y, h, p: -p * h(t - 1.0) ** 2, float64(1.0), one, (0.0, 3.0), p, lags=[1.0]
+    )
+    with tf.GradientTape() as tape:
+        tape.watch([alone.y0, p])
+        y = nde.solve(alone, **TIGHT).y
+    expected = tape.gradient(y, [alone.y0, p])
+    np.testing.assert_allclose(y0_bar, [expected[0], 0.0], atol=1e-4)
+    np.testing.assert_allclose(p_bar, expected[1], rtol=1e-4)
+
+
 def test_solver_config_round_trip():
     solver = nde.solvers.MethodOfSteps("bosh3")
     again = nde.solvers.get(nde.solvers.serialize(solver))
