@@ -243,9 +243,10 @@ def test_the_unknown_flux_is_fitted():
 
 @pytest.mark.slow
 def test_moments_lead_to_the_parameters():
-    """What sampling leaves: runs ended 3.4% to 4.2% from the truth, a published one 2.7%."""
+    """With fewer paths than the script takes, which started 19% from the truth and ended 3.5%."""
     example = load("12_fit_from_moments")
-    assert example.distance(example.run(example.truth()).minimizer) < 0.05
+    fewer = {"steps": 40, "count": 300, "iterations": 5, "last_count": 4000}
+    assert example.distance(example.run(example.truth(), **fewer).minimizer) < 0.06
 
 
 @pytest.mark.slow
