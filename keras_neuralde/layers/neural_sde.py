@@ -218,8 +218,23 @@ class NeuralDSDE(StochasticLayer):
 
     noise = "diagonal"
 
-    def __init__(self, drift, diffusion, t_span, solver="sosri", **keywords):
-        super().__init__(drift, diffusion, t_span, solver, **keywords)
+    def __init__(
+        self,
+        drift,
+        diffusion,
+        t_span,
+        solver="sosri",
+        *,
+        trajectories=None,
+        seed=None,
+        saveat=None,
+        time_dependent=False,
+        **keywords,
+    ):
+        super().__init__(
+            drift, diffusion, t_span, solver, trajectories=trajectories, seed=seed, saveat=saveat,
+            time_dependent=time_dependent, **keywords,
+        )  # fmt: skip
 
 
 @keras.saving.register_keras_serializable(package="keras_neuralde")
