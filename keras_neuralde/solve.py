@@ -107,7 +107,7 @@ def solve(
     >>> sol = nde.solve(problem, "tsit5", saveat=[0.5, 1.0])
     >>> tuple(sol.y.shape)
     (2,)
-    >>> sol = nde.solve(problem, dense=True)
+    >>> sol = nde.solve(problem, rtol=1e-5, dense=True)
     >>> abs(float(sol(0.25)) - 0.6065307) < 1e-4
     True
     """
