@@ -94,7 +94,7 @@ def check(found, expected, rtol):
         np.testing.assert_allclose(found[name], value, rtol=rtol, atol=limit * scale, err_msg=name)
 
 
-@pytest.mark.parametrize("timed", [True, False])
+@pytest.mark.parametrize("timed", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ALL)
 def test_agree_with_finite_differences(name, timed):
     exact = name in ("discrete", "forward")
@@ -178,6 +178,7 @@ def test_interpolating_does_not_go_backwards_through_y():
     np.testing.assert_allclose(gradients["interpolating"], gradients["discrete"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_failed_rows_send_nothing():
     def field(t, y, p):
         return p * y**2  # y0 = 2 blows up at t = 1/2

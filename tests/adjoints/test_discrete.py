@@ -95,7 +95,15 @@ def test_final_state_in_y0_p_and_span_with_fixed_steps(name):
     check(loss, [1.0, -0.5], [0.9, 0.4], 2.0, 0.2)
 
 
-@pytest.mark.parametrize("name", ["bosh3", "dopri5", "tsit5", "vern7", "dopri8"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bosh3",
+        "dopri5",
+        "tsit5",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("vern7", "dopri8")),
+    ],
+)
 def test_adaptive_steps(name):
     tolerance = 1e-8 if name == "bosh3" else 1e-11
 

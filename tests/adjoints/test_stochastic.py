@@ -89,7 +89,7 @@ def test_against_the_closed_form(name, interpretation):
     np.testing.assert_allclose(bars[:, 1], (w - shift) * np.array(x), atol=tolerance * size)
 
 
-@pytest.mark.parametrize("jit", [True, False])
+@pytest.mark.parametrize("jit", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_closures_variables_and_save_points_of_adaptive_steps(jit):
     """Against differences of the same path on the same steps, with save points off every grid."""
     times = np.array([0.0, 0.31, 0.77, 1.0])
