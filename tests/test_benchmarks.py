@@ -22,6 +22,7 @@ BOUNDS = {
     "spiral_train_64": 1e-2,
     "ensemble_final": 1e-5,
     "ensemble_101": 1e-5,
+    "ensemble_100k": 1e-5,
     "mlp_gradient": 1e-2,
     "robertson_solve": 1e-5,
     "robertson_gradient": 1e-4,
