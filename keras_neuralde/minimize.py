@@ -75,8 +75,9 @@ def minimize(
         A `MinimizeResult`.
 
     Raises:
-        ValueError: for a loss that is no scalar, parameters that it does not touch (named), bounds
-            that do not fit, or limits out of range.
+        ValueError: for a loss that is no scalar, parameters that it does not touch (named; those
+            that reach a solve and are ignored by its field count as touched), bounds that do not
+            fit, or limits out of range.
         TypeError: for parameters, optimizers or callback results of a wrong type.
 
     Example:
