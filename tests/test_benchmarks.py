@@ -171,3 +171,16 @@ def test_stochastic_equations_run_and_agree():
         forward["tools"][ours]["value"], gradient["tools"][ours]["value"], rtol=1e-4
     )
     assert record["cases"]["scalar"]["tools"]["scan"]["ratio"] > 0
+
+
+@pytest.mark.slow
+def test_scaling_runs(tmp_path):
+    path = tmp_path / "scaling.json"
+    command = [sys.executable, "-m", "benchmarks.scaling", "--smoke", "--output", str(path)]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True, timeout=600)
+    record = json.loads(path.read_text())
+    assert record["memory"][0]["megabytes"] > 0
+    assert record["krylov"][0]["steps"] > 1
+    alone, among = record["steps"]
+    assert alone["per_sample"] == among["per_sample"]
+    assert record["compile"][0]["traces_after_new_values"] == 0
