@@ -14,7 +14,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Other languages and other packages stand under tags of their own: ```julia, ```text, ```console.
 BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 # Pages that take more than ten seconds.
-SLOW = {"README", "long_series", "training", "stiff", "seed", "recipes", "extending", "start"}
+SLOW = {"README", "start", "data", "universal", "recipes", "long_series", "training", "seed"}
 
 
 def blocks(page):
