@@ -38,4 +38,4 @@ from keras_neuralde.solve import solve as solve
 from keras_neuralde.training import ClosureTrainer as ClosureTrainer
 from keras_neuralde.training import Model as Model
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
