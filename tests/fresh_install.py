@@ -2,7 +2,7 @@
 
     python -m tests.fresh_install dist/*.whl dist/*.tar.gz
 
-Each file gets an environment with what it declares and nothing else, and a folder without the sources.
+Each file gets an environment with what it declares and nothing else.
 """
 
 import pathlib
