@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class _Problem:
     """What all problem records can do."""
 
@@ -39,8 +39,36 @@ class _Problem:
             raise TypeError(f"remake() takes the fields {names}. Received: {unknown}")
         return dataclasses.replace(self, **fields)
 
+    def __repr__(self):
+        rows = [(field, getattr(self, field.name)) for field in dataclasses.fields(self)]
+        shown = [
+            f"{field.name}={_brief(value)}" for field, value in rows if value is not field.default
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
 
-@dataclasses.dataclass(frozen=True)
+
+def _brief(value):
+    """A field as a reader wants it: functions by name, tensors by shape, small things whole."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key!r}: {_brief(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        numbers = all(isinstance(item, (int, float)) for item in value)
+        if numbers and len(value) > _FEW:
+            return f"{len(value)} numbers"
+        text = ", ".join(map(_brief, value[:_FEW])) + (", ..." if len(value) > _FEW else "")
+        return f"[{text}]" if isinstance(value, list) else f"({text})"
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is not None and dtype is not None:
+        if not len(shape) and hasattr(value, "__float__"):
+            return f"{float(value):.6g}"
+        return f"<{getattr(dtype, 'name', dtype)} {tuple(shape)}>"
+    return getattr(value, "__qualname__", None) or repr(value)
+
+
+_FEW = 6
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class ODEProblem(_Problem):
     """The initial value problem y' = f(t, y, p), y(t0) = y0.
 
@@ -80,7 +108,7 @@ class ODEProblem(_Problem):
         self._check(self.f, self.t_span)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class DDEProblem(_Problem):
     """The delay differential equation y' = f(t, y, h, p), with a history before the start.
 
@@ -154,7 +182,7 @@ NOISES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class SDEProblem(_Problem):
     """The stochastic differential equation dy = f(t, y, p) dt + g(t, y, p) dW, y(t0) = y0.
 

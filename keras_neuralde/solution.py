@@ -93,7 +93,7 @@ class SolveError(RuntimeError):
     """A trajectory did not reach the end; the message says why and what to do."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Stats:
     """Counts of a solve; int32 tensors of the batch shape.
 
@@ -108,6 +108,21 @@ class Stats:
     num_accepted: tf.Tensor
     num_rejected: tf.Tensor
     num_f: tf.Tensor
+
+    def __repr__(self):
+        counts = [f"{f.name}: {_range(getattr(self, f.name))}" for f in dataclasses.fields(self)]
+        return f"Stats({', '.join(counts)})"
+
+
+def _range(counts):
+    """The smallest and the largest of some counts, as text."""
+    if not hasattr(counts, "numpy"):
+        return f"of shape {tuple(counts.shape)}"
+    numbers = counts.numpy()
+    if not numbers.size:
+        return "none"
+    low, high = numbers.min(), numbers.max()
+    return str(low) if low == high else f"{low} to {high}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +178,7 @@ class Solution:
 
     def __repr__(self):
         shapes = tf.nest.map_structure(lambda leaf: tuple(leaf.shape), self.y)
-        lines = [f"Solution(y: {shapes}, t: {tuple(self.t.shape)})"]
+        lines = [f"{type(self).__name__}(y: {shapes}, t: {tuple(self.t.shape)})"]
         if hasattr(self.status, "numpy"):
             lines += [f"  {line}" for line in describe(self.status.numpy().ravel())]
             steps = self.stats.num_steps.numpy().ravel()

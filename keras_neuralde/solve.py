@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_neuralde import freezing
+from keras_neuralde import freezing, observation
 from keras_neuralde.arguments import prepare
 from keras_neuralde.equations import kind_of
 from keras_neuralde.execution import (
@@ -142,7 +142,7 @@ def solve(
         return engine(equation, settings, layout, inputs, shape, what)
 
     if progress and _can_report(settings):
-        report = _bar()
+        report = progress_bar()
         outputs = run_with_progress(equation, settings, layout, inputs, shape, report)
     else:
         outputs = run(trace)
@@ -163,7 +163,8 @@ def solve(
     if frozen is not None and not frozen.replays:
         frozen.take(find_steps())
     solution = _assemble(settings, layout, outputs, shape, find_steps)
-    if throw and tf.executing_eagerly():
+    observed = observation.tell(solution)
+    if throw and not observed and tf.executing_eagerly():
         _raise_on_failure(outputs["control"].numpy())
     return solution
 
@@ -175,8 +176,8 @@ def _can_report(settings):
     return possible and not recorded and not settings.solver.delegated
 
 
-def _bar():
-    """A function that draws how much of the time span is done; silent without a terminal."""
+def progress_bar():
+    """A function that draws how much is done, 0 to 1; silent without a terminal."""
     if not sys.stdout.isatty():
         return lambda covered: None
     bar = keras.utils.Progbar(100, unit_name="percent")
