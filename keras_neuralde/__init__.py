@@ -11,6 +11,7 @@ from keras_neuralde.ensemble import EnsembleSolution as EnsembleSolution
 from keras_neuralde.ensemble import Summary as Summary
 from keras_neuralde.ensemble import solve_ensemble as solve_ensemble
 from keras_neuralde.environment import show_versions as show_versions
+from keras_neuralde.export import export_saved_model as export_saved_model
 from keras_neuralde.initial_state import consistent_state as consistent_state
 from keras_neuralde.layers import NeuralCDDE as NeuralCDDE
 from keras_neuralde.layers import NeuralDSDE as NeuralDSDE
