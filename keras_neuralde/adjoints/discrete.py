@@ -87,7 +87,7 @@ class Discrete(Adjoint):
             outcome, trail = memory
             failed = outcome.control[STATUS] != float(Status.SUCCESS)
             y_bar = tf.where(failed[:, None], tf.zeros_like(y_bar), y_bar)
-            backward = _Backward(plan, field, bound, checkpoints, time_gradient)
+            backward = Backward(plan, field, bound, checkpoints, time_gradient)
             return backward(trail, outcome, y_bar, theta)
 
         return differentiable(self.name, task, field, y0, terms, forward, primal, backward)
@@ -160,7 +160,7 @@ def _unpack_decisions(bits, size):
     return tf.equal(flags[:size], 1)
 
 
-class _Backward:
+class Backward:
     """The backward pass, as one callable from cotangents to cotangents."""
 
     def __init__(self, plan, field, terms, checkpoints, time_gradient):
@@ -190,21 +190,7 @@ class _Backward:
             variables_bar=[tf.zeros_like(variable) for variable in field.variables],
             save=self._last_save(outcome) if plan.saves else tf.zeros_like(zeros, tf.int32),
         )
-        last = trail.segments - 1
-        positions = tf.range(self.checkpoints + 1) * trail.stride
-        top = last // trail.stride
-
-        def more(segment, *_):
-            return segment >= 0
-
-        def one_segment(segment, slots, positions, top, ring, turns, walk):
-            state = self._restore(trail, segment, last, slots, positions, top, ring, turns, theta)
-            slots, positions, top, ring, turns = state
-            walk = self._walk_back(ring, turns, walk, theta, y_bar, save_rate)
-            return segment - 1, slots, positions, top, ring, turns, walk
-
-        loop = (last, trail.slots, positions, top, trail.ring, trail.turns, walk)
-        walk = tf.while_loop(more, one_segment, loop)[-1]
+        walk = self.turns(trail, walk, theta, y_bar, save_rate)
 
         y0_bar, t_bar = walk.y_bar, walk.t_bar
         if plan.saves:
@@ -222,6 +208,35 @@ class _Backward:
             list(walk.theta_bar),
             list(walk.variables_bar),
         )
+
+    def turns(self, trail, walk, theta, y_bar, save_rate):
+        """All turns of the loop backwards, one segment after the other.
+
+        Args:
+            trail: the `Trail`.
+            walk: the `_Walk` at the end.
+            theta: the differentiable tensors.
+            y_bar: the cotangents of the states at the save points.
+            save_rate: those of the save times, or `None`.
+
+        Returns:
+            The `_Walk` at the start.
+        """
+        last = trail.segments - 1
+        positions = tf.range(self.checkpoints + 1) * trail.stride
+        top = last // trail.stride
+
+        def more(segment, *_):
+            return segment >= 0
+
+        def one_segment(segment, slots, positions, top, ring, turns, walk):
+            state = self._restore(trail, segment, last, slots, positions, top, ring, turns, theta)
+            slots, positions, top, ring, turns = state
+            walk = self._walk_back(ring, turns, walk, theta, y_bar, save_rate)
+            return segment - 1, slots, positions, top, ring, turns, walk
+
+        loop = (last, trail.slots, positions, top, trail.ring, trail.turns, walk)
+        return tf.while_loop(more, one_segment, loop)[-1]
 
     def _last_save(self, outcome):
         """Per row, the index of its last save point (NaN pads come after it)."""
@@ -272,11 +287,11 @@ class _Backward:
         def one_turn(turn, walk):
             times = tf.gather(ring.times, turn)
             y = tf.gather(ring.y, turn)
-            return turn - 1, self._reverse(times[0], times[1], y, walk, theta, y_bar, save_rate)
+            return turn - 1, self.reverse(times[0], times[1], y, walk, theta, y_bar, save_rate)
 
         return tf.while_loop(lambda turn, walk: turn >= 0, one_turn, (turns - 1, walk))[1]
 
-    def _reverse(self, t, t_next, y, walk, theta, y_bar, save_rate):
+    def reverse(self, t, t_next, y, walk, theta, y_bar, save_rate):
         """One turn backwards."""
         plan, terms = self.plan, self.terms
         dense_bar = None

@@ -84,6 +84,9 @@ class Solver:
     #: What rtol and atol are where the caller does not say.
     default_tolerances: tuple = (1e-3, 1e-6)
 
+    #: Whether `advance` from `t_next` to `t` undoes the step from `t` to `t_next`.
+    reversible: bool = False
+
     #: A rule of its own for the first step, with the arguments of `controllers.initial_step`.
     initial_step: Callable | None = None
 
