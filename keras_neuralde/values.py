@@ -102,3 +102,9 @@ def as_float(value, dtype, name):
         return tf.convert_to_tensor(np.asarray(value, dtype=dtype.as_numpy_dtype))
     except (TypeError, ValueError) as error:
         raise TypeError(f"`{name}` must be numeric. Received: {value!r}") from error
+
+
+def known(tensor):
+    """The NumPy value of a tensor, or `None` inside a graph."""
+    value = tf.get_static_value(tensor)
+    return None if value is None else np.asarray(value)
