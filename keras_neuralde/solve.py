@@ -220,7 +220,13 @@ def _assemble(settings, layout, outputs, shape, find_steps):
     accepted = tf.cast(control[ACCEPTED], tf.int32)
     rejected = tf.cast(control[REJECTED], tf.int32)
     steps = accepted + rejected
-    counts = (steps, accepted, rejected, outputs["num_f"], *_methods_taken(settings.solver, control))
+    counts = (
+        steps,
+        accepted,
+        rejected,
+        outputs["num_f"],
+        *_methods_taken(settings.solver, control),
+    )
     stats = Stats(*(per_batch(count) for count in counts))
     y, t = outputs["y"], outputs["t"]
     if shape.saves == "none":

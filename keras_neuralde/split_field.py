@@ -1,17 +1,9 @@
 """Fields of two parts, one treated implicitly and one explicitly."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from keras_neuralde.fields import Field
-
-
-class SplitFunctions(NamedTuple):
-    """The user's two functions."""
-
-    explicit: Callable
-    implicit: Callable
 
 
 @dataclasses.dataclass(frozen=True)

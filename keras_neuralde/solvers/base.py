@@ -72,7 +72,7 @@ class Solver:
     #: Whether the field has an implicit and an explicit part.
     splits: bool = False
 
-    #: Whether each step measures the stiffness that it met (see `keras_neuralde.solvers.switching`).
+    #: Whether each step measures the stiffness it met (see `keras_neuralde.solvers.switching`).
     watches: bool = False
 
     #: Whether the method has two kinds of steps, and a row's kind is an argument of `step`.

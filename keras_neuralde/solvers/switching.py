@@ -11,9 +11,9 @@ from keras_neuralde.solvers.rosenbrock import Rosenbrock
 STABILITY = 3.5068
 #: A step is a sign of stiffness from this part of the stability limit on.
 SAFETY = 0.9
-#: The signs of stiffness that end the explicit phase, and of its absence that end the implicit one.
+#: How many signs of stiffness end the explicit phase, and how many of ease the implicit one.
 SIGNS_OF_STIFFNESS, SIGNS_OF_EASE = 10.0, 3.0
-#: What a step without a sign takes back of the signs of stiffness: near the limit signs come and go.
+#: What an explicit step without a sign takes back: near the limit signs come and go.
 FORGETTING = 0.2
 #: How the step changes at a switch to the implicit method; at a switch back, its inverse.
 GROWTH = 2.0
@@ -56,12 +56,13 @@ class Switching(Solver):
         return {"linear_solver": self.stiff.linear_solver.serialize()}
 
     def dense_degree(self):
-        return max(self.explicit.dense_degree(), self.stiff.dense_degree())
+        # Both methods interpolate by polynomials of degree 4.
+        return self.explicit.dense_degree()
 
     def init(self, g, t, y):
         return g(t, y)
 
-    def step(self, g, t, t_next, y, state, dense, kind):
+    def step(self, g, t, t_next, y, state, dense, kind=None):
         """A step of either kind; `kind` is 1 in the rows that take an implicit one."""
         stiff = kind > 0.0
         moving = tf.not_equal(t_next, t)
@@ -106,7 +107,7 @@ class Switching(Solver):
         ks, y1 = method.stages(g, t, t_next, h, y, [state], table.c[1:], table.a[1:])
         before = y + h * combine(table.a[-2], ks)
         ratio = tf.math.divide_no_nan(_square(ks[-1] - ks[-2]), _square(y1 - before))
-        coefficients = self._padded(method.polynomial(h, ks), y) if dense else ()
+        coefficients = method.polynomial(h, ks) if dense else ()
         return y1, method.error_estimate(h, ks), ks[-1], tf.sqrt(ratio), coefficients
 
     def _implicit_step(self, g, t, t_next, y, state, dense):
@@ -114,12 +115,8 @@ class Switching(Solver):
         linear = method.linear_solver.linearise(g, t, y)
         step = method.take(g, t, t_next, y, linear, state, dense)
         size = largest_row_sum(g, linear[0])
-        coefficients = self._padded(step.dense, y) if dense else ()
+        coefficients = step.dense if dense else ()
         return step.y1, step.error, g(t_next, step.y1), size, coefficients, step.ok
-
-    def _padded(self, coefficients, y):
-        missing = self.dense_degree() - coefficients.shape[-1] // y.shape[-1]
-        return coefficients if not missing else tf.pad(coefficients, [[0, 0], [0, missing * y.shape[-1]]])
 
     def switch(self, modes, stiffness, accept, h):
         """Who goes on with which method.
@@ -163,10 +160,7 @@ class Watching(Switching):
     def get_config(self):
         return {}
 
-    def dense_degree(self):
-        return self.explicit.dense_degree()
-
-    def step(self, g, t, t_next, y, state, dense):
+    def step(self, g, t, t_next, y, state, dense, kind=None):
         found = self._explicit_step(g, t, t_next, y, state, dense)
         y1, error, slope, size, coefficients = found
         num_f = tf.zeros_like(t) + self.explicit.evaluations(dense)
@@ -188,49 +182,43 @@ class _Taken:
         self._solver, self._stiff = solver, kind > 0.0
 
     def step_vjp(self, field, t, t_next, y, theta, y1_bar, dense_bar, time_gradient):
-        """As `Solver.step_vjp`: a row rests, with its cotangent unchanged, in the other kind."""
-        moving = tf.not_equal(t_next, t)
-        zeros = [tf.zeros_like(tensor) for tensor in theta]
-        no_variables = [tf.zeros_like(variable) for variable in field.variables]
-        bars = [], [], y1_bar, zeros, no_variables
-        total = None
-        for method, mine in ((self._solver.explicit, ~self._stiff), (self._solver.stiff, self._stiff)):
+        """As `Solver.step_vjp`; a row hands its cotangent on where the other method stepped."""
+        bars: tuple = (
+            [tf.zeros_like(t)] * 2 if time_gradient else [],
+            y1_bar,
+            [tf.zeros_like(tensor) for tensor in theta],
+            [tf.zeros_like(variable) for variable in field.variables],
+        )
+        kinds = ((self._solver.explicit, ~self._stiff), (self._solver.stiff, self._stiff))
+        for method, mine in kinds:
             end = tf.where(mine, t_next, t)
-            read = None
-            if dense_bar is not None:
-                width = method.dense_degree() * (y.shape[-1] or tf.shape(y)[-1])
-                read = tf.where(mine[:, None], dense_bar, 0.0)[:, :width]
-            arriving = y1_bar if total is None else total[2]
+            read = None if dense_bar is None else tf.where(mine[:, None], dense_bar, 0.0)
 
-            def pulled(method=method, end=end, read=read, arriving=arriving):
-                t_bar, t_next_bar, y_bar, theta_bar, variables_bar = method.step_vjp(
-                    field, t, end, y, theta, arriving, read, time_gradient
+            def pull(method=method, mine=mine, end=end, read=read, bars=bars):
+                times, y_bar, theta_bar, variables_bar = bars
+                *step_times, y_bar, step_theta, step_variables = method.step_vjp(
+                    field, t, end, y, theta, y_bar, read, time_gradient
                 )
-                times = (t_bar, t_next_bar) if time_gradient else ()
-                return times, y_bar, theta_bar, variables_bar
-
-            def rested(arriving=arriving):
-                times = (tf.zeros_like(t), tf.zeros_like(t)) if time_gradient else ()
-                return times, arriving, zeros, no_variables
-
-            times, y_bar, theta_bar, variables_bar = tf.cond(
-                tf.reduce_any(moving & mine), pulled, rested
-            )
-            # A row that rests sends equal and opposite cotangents to both ends of no step.
-            times = [tf.where(mine, bar, tf.zeros_like(bar)) for bar in times]
-            if total is None:
-                total = times, None, y_bar, theta_bar, variables_bar
-            else:
-                total = (
-                    [a + b for a, b in zip(total[0], times, strict=True)],
-                    None,
+                # A row that rests sends equal and opposite cotangents to the ends of no step.
+                step_times = [tf.where(mine, bar, 0.0) for bar in step_times if time_gradient]
+                return (
+                    _sums(times, step_times),
                     y_bar,
-                    [a + b for a, b in zip(total[3], theta_bar, strict=True)],
-                    [a + b for a, b in zip(total[4], variables_bar, strict=True)],
+                    _sums(theta_bar, step_theta),
+                    _sums(variables_bar, step_variables),
                 )
-        times, _, y_bar, theta_bar, variables_bar = total
+
+            took_part = tf.reduce_any(tf.not_equal(end, t))
+            bars = tf.cond(
+                took_part, pull, lambda bars=bars: tf.nest.map_structure(tf.identity, bars)
+            )
+        times, y_bar, theta_bar, variables_bar = bars
         t_bar, t_next_bar = times if time_gradient else (None, None)
         return t_bar, t_next_bar, y_bar, theta_bar, variables_bar
+
+
+def _sums(totals, parts):
+    return [total + part for total, part in zip(totals, parts, strict=True)]
 
 
 def _column(rows, like):

@@ -19,9 +19,7 @@ def drift(t, y, p):
     """Both parts are nonlinear, read the time, and mix the components."""
     a, b = tf.unstack(y, axis=-1)
     x, z = tf.cos(t), 2.0 + tf.sin(2.0 * t)
-    return tf.stack(
-        [a * b - x * z - tf.sin(t), tf.sin(a) - tf.sin(x) + 2.0 * tf.cos(2.0 * t)], -1
-    )
+    return tf.stack([a * b - x * z - tf.sin(t), tf.sin(a) - tf.sin(x) + 2.0 * tf.cos(2.0 * t)], -1)
 
 
 def pull(t, y, p):
@@ -129,7 +127,9 @@ class TestBatchesAndModes:
     Y0 = np.array([[1.0, 2.0], [0.5, 1.5], [1.2, 2.5]])
 
     def solve(self, y0, **keywords):
-        problem = nde.SplitODEProblem(problems.harmonic, lambda t, y, p: -p * y**3, y0, (0, 1), 50.0)
+        problem = nde.SplitODEProblem(
+            problems.harmonic, lambda t, y, p: -p * y**3, y0, (0, 1), 50.0
+        )
         return nde.solve(problem, batch_ndims=1, rtol=1e-6, atol=1e-6, **keywords)
 
     def test_rows_are_independent(self):
@@ -194,4 +194,6 @@ class TestRefusals:
         solver = nde.solvers.ImplicitExplicit("kencarp4", 7, "dense")
         assert nde.solvers.get(nde.solvers.serialize(solver)) == solver
         # The method's own settings hold for the pair.
-        assert nde.solvers.splitting(nde.solvers.DiagonallyImplicit("kencarp4", 7, "dense")) == solver
+        assert (
+            nde.solvers.splitting(nde.solvers.DiagonallyImplicit("kencarp4", 7, "dense")) == solver
+        )
