@@ -31,6 +31,7 @@ from keras_neuralde.parameters import flatten_parameters as flatten_parameters
 from keras_neuralde.problems import DDEProblem as DDEProblem
 from keras_neuralde.problems import ODEProblem as ODEProblem
 from keras_neuralde.problems import SDEProblem as SDEProblem
+from keras_neuralde.problems import SplitODEProblem as SplitODEProblem
 from keras_neuralde.solution import Solution as Solution
 from keras_neuralde.solution import SolveError as SolveError
 from keras_neuralde.solution import Stats as Stats

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(keras_neuralde.__file__).parent
 FLOORS = (
     ("values", "bounds", "programs", "captures", "freezing", "observation", "tableaus"),
     ("plot", "solution", "refusals", "parameters", "problems", "state", "brownian", "sparsity"),
-    ("controllers", "fields", "stochastic_field", "interpolation", "history"),
+    ("controllers", "fields", "stochastic_field", "split_field", "interpolation", "history"),
     ("solvers", "consistency"),
     ("integrate",),
     ("adjoints",),

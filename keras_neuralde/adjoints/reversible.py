@@ -60,7 +60,7 @@ class _Undoing(Backward):
         def undo(number, y, walk):
             t, t_next = grid.step(number)
             before, _ = self.plan.solver.advance(g, t_next, t, y, False)
-            walk = self.reverse(t, t_next, before, walk, theta, y_bar, save_rate)
+            walk = self.reverse(self.plan.solver, t, t_next, before, walk, theta, y_bar, save_rate)
             return number - 1, before, walk
 
         loop = (grid.turns - 1, y, walk)

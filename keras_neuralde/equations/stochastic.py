@@ -20,7 +20,7 @@ from keras_neuralde.stochastic_field import StochasticField, StochasticFunctions
 class StochasticEquation(Equation):
     """An `SDEProblem`."""
 
-    def choose_solver(self, solver):
+    def choose_solver(self, solver, adjoint, controller):
         if solver != "auto":
             return solver
         problem = self.problem
