@@ -1,5 +1,6 @@
 """Fills the tables of the pages from the methods and from the results of measurements."""
 
+import importlib.util
 import json
 import pathlib
 
@@ -72,6 +73,39 @@ def frozen_rows():
         yield ""
 
 
+def scaling_rows():
+    """How memory, work and steps grow; nothing where they were not measured."""
+    path = _RESULTS / "scaling.json"
+    if not path.exists():
+        return
+    record = json.loads(path.read_text())
+    yield "| steps | checkpoints | memory of the gradient | time |"
+    yield "|---|---|---|---|"
+    for row in record["memory"]:
+        cells = [f"{row['steps']:,}", row["checkpoints"], f"{row['megabytes']:.3g} MB"]
+        yield "| " + " | ".join(map(str, [*cells, f"{row['seconds']:.3g} s"])) + " |"
+    yield ""
+    yield "| states, Newton-Krylov | steps | time | time per step and state |"
+    yield "|---|---|---|---|"
+    for row in record["krylov"]:
+        each = row["seconds"] / row["steps"] / row["states"]
+        yield (
+            f"| {row['states']:,} | {row['steps']} | {1e3 * row['seconds']:.3g} ms | "
+            f"{1e9 * each:.3g} ns |"
+        )
+    yield ""
+    yield "| batch of Van der Pol oscillators | steps of the first, on its own | with joint steps |"
+    yield "|---|---|---|"
+    for row in record["steps"]:
+        yield f"| {row['batch']:,} | {row['per_sample']} | {row['joint']} |"
+    yield ""
+    (row,) = record["compile"]
+    yield (
+        f"Tracing and compiling the gradient of the spiral took {row['seconds']:.2g} s; new "
+        f"values, times and tolerances led to {row['traces_after_new_values']} more traces."
+    )
+
+
 def implicit_rows():
     """The rows of the Rosenbrock and ESDIRK methods."""
     yield "| Name | Kind | Order | Error estimate | Stages | Interpolant | Mass matrix | Source |"
@@ -109,10 +143,34 @@ def stochastic_rows():
         yield "| " + " | ".join(map(str, cells)) + " |"
 
 
+def gallery_entries():
+    """Title, text, picture and run time of each example."""
+    path = pathlib.Path(__file__).with_name("gallery.py")
+    spec = importlib.util.spec_from_file_location("gallery", path)
+    gallery = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(gallery)
+    record = json.loads(gallery.RECORD.read_text())
+    for script in gallery.scripts():
+        title, text = gallery.title_and_text(script)
+        yield f"## {title.rstrip('.')}"
+        yield ""
+        yield f"`examples/{script.name}`. {text}"
+        yield ""
+        kept = record.get(script.stem, {"pictures": []})
+        for picture in kept["pictures"]:
+            yield f"![{title}](images/{picture})"
+            yield ""
+        if "seconds" in kept:
+            yield f"*{kept['seconds']} s, compilation and pictures included.*"
+            yield ""
+
+
 _TABLES = {
+    "<!-- gallery -->": gallery_entries,
     "<!-- explicit methods -->": explicit_rows,
     "<!-- implicit methods -->": implicit_rows,
     "<!-- adjoints -->": adjoint_rows,
     "<!-- frozen steps -->": frozen_rows,
     "<!-- stochastic methods -->": stochastic_rows,
+    "<!-- scaling -->": scaling_rows,
 }

@@ -62,7 +62,7 @@ class _Undoing(Backward):
             before, _ = self.plan.solver.advance(g, t_next, t, y, False)
             # A step of length zero would mirror the second state in the first.
             before = tf.where((t != t_next)[:, None], before, y)
-            walk = self.reverse(t, t_next, before, walk, theta, y_bar, save_rate)
+            walk = self.reverse(self.plan.solver, t, t_next, before, walk, theta, y_bar, save_rate)
             return number - 1, before, walk
 
         loop = (grid.turns - 1, y, walk)

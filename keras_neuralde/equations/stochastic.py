@@ -23,7 +23,7 @@ _ADJOINTS = ("discrete", "forward", "backsolve", "reversible")
 class StochasticEquation(Equation):
     """An `SDEProblem`."""
 
-    def choose_solver(self, solver):
+    def choose_solver(self, solver, adjoint, controller):
         if solver != "auto":
             return solver
         problem = self.problem
