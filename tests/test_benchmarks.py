@@ -184,3 +184,13 @@ def test_scaling_runs(tmp_path):
     alone, among = record["steps"]
     assert alone["per_sample"] == among["per_sample"]
     assert record["compile"][0]["traces_after_new_values"] == 0
+
+
+@pytest.mark.slow
+def test_delay_equations_run_and_are_accurate():
+    from benchmarks import delay
+
+    record = delay.main(["--smoke", "--peers", "--rounds", "1"])
+    assert record["cases"].keys() == delay.CASES.keys()
+    for case in record["cases"].values():
+        assert case["tools"]["keras_neuralde"]["error"] < 1e-6
