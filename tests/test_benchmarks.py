@@ -184,3 +184,12 @@ def test_scaling_runs(tmp_path):
     alone, among = record["steps"]
     assert alone["per_sample"] == among["per_sample"]
     assert record["compile"][0]["traces_after_new_values"] == 0
+
+
+@pytest.mark.slow
+def test_whole_training_runs(tmp_path):
+    path = tmp_path / "fit.json"
+    command = [sys.executable, "-m", "benchmarks.fit", "--smoke", "--output", str(path)]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True, timeout=600)
+    (run,) = json.loads(path.read_text())["results"]["keras_neuralde"]
+    assert run["last_loss"] < run["first_loss"]
