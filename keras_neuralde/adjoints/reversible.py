@@ -60,6 +60,8 @@ class _Undoing(Backward):
         def undo(number, y, walk):
             t, t_next = grid.step(number)
             before, _ = self.plan.solver.advance(g, t_next, t, y, False)
+            # A step of length zero would mirror the second state in the first.
+            before = tf.where((t != t_next)[:, None], before, y)
             walk = self.reverse(self.plan.solver, t, t_next, before, walk, theta, y_bar, save_rate)
             return number - 1, before, walk
 
