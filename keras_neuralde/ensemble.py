@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_neuralde import values
-from keras_neuralde.arguments import TrajectorySeeds
+from keras_neuralde.equations import TrajectorySeeds
 from keras_neuralde.execution import programs
 from keras_neuralde.problems import ODEProblem, SDEProblem
 from keras_neuralde.programs import function_key

@@ -295,6 +295,8 @@ class _Run:
         self._pass = next(self._stream, None)
         if self._pass is None:
             self._stream = None
+            if self.iterations == 0:
+                raise ValueError("`batches` must hold at least one batch. Received: none")
         return self._pass is None
 
     def _batch(self):

@@ -178,6 +178,11 @@ def _names(labels, count):
 def _finish(ax, t, data):
     if data is not None:
         points = _components(data, 1)
+        if len(points) != len(t):
+            raise ValueError(
+                f"`data` must hold a state for each of the {len(t)} times of the plot. "
+                f"Received: {len(points)}"
+            )
         for k in range(points.shape[-1]):
             ax.plot(t, points[:, k], "o", color=COLORS[k % len(COLORS)], markersize=4)
     ax.set_xlabel("t")

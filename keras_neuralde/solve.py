@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_neuralde import freezing, observation
-from keras_neuralde.arguments import Settings, check_problem, choose_solver, prepare
+from keras_neuralde.arguments import prepare
+from keras_neuralde.equations import kind_of
 from keras_neuralde.execution import (
     run_eagerly,
     run_in_graph,
@@ -22,6 +23,7 @@ from keras_neuralde.integrate import ACCEPTED, REJECTED, STATUS, H, T
 from keras_neuralde.interpolation import DenseOutput
 from keras_neuralde.problems import SDEProblem
 from keras_neuralde.refusals import refuse_gradients
+from keras_neuralde.settings import Settings
 from keras_neuralde.solution import Solution, SolveError, Stats, Status, describe
 
 
@@ -111,13 +113,14 @@ def solve(
     >>> abs(float(sol(0.25)) - 0.6065307) < 1e-4
     True
     """
-    solver = choose_solver(problem, solver)
+    equation = kind_of(problem)(problem)
+    solver = equation.choose_solver(solver)
     settings = Settings.make(
         solver, controller=controller, norm=norm, max_steps=max_steps, batch_ndims=batch_ndims,
         step_control=step_control, adjoint=adjoint, checkpoints=checkpoints, dt0=dt0, steps=steps,
         dense=dense, max_record=max_record,
     )  # fmt: skip
-    check_problem(problem, settings)
+    equation.check(settings)
     if settings.solver.delegated:
         settings.solver.check_keywords(
             SOLVE_KEYWORDS, rtol=rtol, atol=atol, dt0=dt0, dt_min=dt_min, controller=controller,
@@ -130,8 +133,8 @@ def solve(
     if isinstance(problem, SDEProblem):
         solver = settings.solver.interpreted(problem.interpretation)
         settings = dataclasses.replace(settings, solver=solver)
-    equation, layout, inputs, shape = prepare(
-        problem, settings, saveat, rtol, atol, dt0, dt_min, steps, seed
+    layout, inputs, shape = prepare(
+        equation, settings, saveat, rtol, atol, dt0, dt_min, steps, seed
     )
 
     def run(what):

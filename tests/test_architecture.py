@@ -15,7 +15,7 @@ FLOORS = (
     ("solvers", "consistency"),
     ("integrate",),
     ("adjoints",),
-    ("arguments", "execution"),
+    ("settings", "equations", "arguments", "execution"),
     ("solve",),
     ("ensemble", "long_series", "environment", "initial_state", "tfp"),
     ("optimizers", "layers", "callbacks"),
