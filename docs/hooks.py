@@ -128,7 +128,7 @@ def gallery_entries():
             yield f"![{title}](images/{picture})"
             yield ""
         if "seconds" in kept:
-            yield f"*{kept['seconds']} s, compilation and pictures included.*"
+            yield f"*{kept['seconds']} s of processor time, compilation and pictures included.*"
             yield ""
 
 
