@@ -3,8 +3,9 @@
     python docs/gallery.py            # all of them, at full size
     python docs/gallery.py 01 16      # those whose names begin so
 
-Each script runs in a process of its own; its pictures go to docs/images/, the processor
-time it took, which does not depend on what else the machine does, to docs/images/gallery.json. The page is made from these and from the docstrings; see docs/hooks.py.
+Each script runs in a process of its own. Its pictures go to docs/images/, and to gallery.json there
+the processor time it took, which depends little on what else the machine does. The page is made from
+these and from the docstrings; see docs/hooks.py.
 """
 
 import ast
