@@ -2,10 +2,11 @@
 
     python docs/gallery.py            # all of them, at full size
     python docs/gallery.py 01 16      # those whose names begin so
+    python docs/gallery.py page       # none, only the page
 
 Each script runs in a process of its own. Its pictures go to docs/images/, and to gallery.json there
-the processor time it took, which depends little on what else the machine does. The page is made from
-these and from the docstrings; see docs/hooks.py.
+the processor time it took, which depends little on what else the machine does. The page,
+docs/gallery.md, is made from these and from the docstrings.
 """
 
 import ast
@@ -21,6 +22,14 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
 RECORD = IMAGES / "gallery.json"
+
+HEAD = """# Gallery
+
+<!-- Made by docs/gallery.py from the scripts and their pictures; edits here are lost. -->
+
+The pictures of the scripts in `examples/`, as they come out at full size. [Examples](examples.md)
+has the figures that belong to them. `make notebooks` makes a notebook of each.
+"""
 
 
 def scripts():
@@ -50,6 +59,23 @@ def run(script):
         return [f"{script.stem}_{picture.name}" for picture in pictures], seconds
 
 
+def page():
+    """The page of the gallery."""
+    record = json.loads(RECORD.read_text())
+    lines = [HEAD]
+    for script in scripts():
+        if script.stem not in record:
+            continue
+        kept = record[script.stem]
+        title, text = title_and_text(script)
+        lines += [f"## {title.rstrip('.')}", "", f"`examples/{script.name}`. {text}", ""]
+        for picture in kept["pictures"]:
+            lines += [f"![{title}](images/{picture})", ""]
+        seconds = kept["seconds"]
+        lines += [f"*{seconds} s of processor time, compilation and pictures included.*", ""]
+    return "\n".join(lines)
+
+
 def draw_start():
     """The picture of the page `start.md`, from its first block."""
     import matplotlib
@@ -77,6 +103,7 @@ def main(wanted):
         record[script.stem] = {"pictures": pictures, "seconds": round(seconds)}
         RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
         print(f"{script.stem}: {', '.join(pictures)}, {seconds:.0f} s")
+    (ROOT / "docs" / "gallery.md").write_text(page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

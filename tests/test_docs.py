@@ -2,6 +2,7 @@
 
 import ast
 import decimal
+import json
 import pathlib
 import re
 
@@ -87,6 +88,17 @@ def test_every_page_is_in_the_navigation():
     listed = re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     written = [str(p.relative_to(ROOT / "docs")) for p in (ROOT / "docs").rglob("*.md")]
     assert sorted(listed) == sorted(written)
+
+
+def test_the_gallery_shows_what_was_kept():
+    record = json.loads((ROOT / "docs" / "images" / "gallery.json").read_text())
+    page = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    shown = re.findall(r"\]\(images/(.*?)\)", page)
+    assert sorted(shown) == sorted(name for kept in record.values() for name in kept["pictures"])
+    for script, kept in record.items():
+        assert (ROOT / "examples" / f"{script}.py").exists() and f"`examples/{script}.py`" in page
+        for name in kept["pictures"]:
+            assert (ROOT / "docs" / "images" / name).stat().st_size > 5000
 
 
 def test_promises_are_read():
