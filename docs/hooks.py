@@ -1,6 +1,5 @@
 """Fills the tables of the pages from the methods and from the results of measurements."""
 
-import importlib.util
 import json
 import pathlib
 
@@ -143,30 +142,7 @@ def stochastic_rows():
         yield "| " + " | ".join(map(str, cells)) + " |"
 
 
-def gallery_entries():
-    """Title, text, picture and run time of each example."""
-    path = pathlib.Path(__file__).with_name("gallery.py")
-    spec = importlib.util.spec_from_file_location("gallery", path)
-    gallery = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(gallery)
-    record = json.loads(gallery.RECORD.read_text())
-    for script in gallery.scripts():
-        title, text = gallery.title_and_text(script)
-        yield f"## {title.rstrip('.')}"
-        yield ""
-        yield f"`examples/{script.name}`. {text}"
-        yield ""
-        kept = record.get(script.stem, {"pictures": []})
-        for picture in kept["pictures"]:
-            yield f"![{title}](images/{picture})"
-            yield ""
-        if "seconds" in kept:
-            yield f"*{kept['seconds']} s, compilation and pictures included.*"
-            yield ""
-
-
 _TABLES = {
-    "<!-- gallery -->": gallery_entries,
     "<!-- explicit methods -->": explicit_rows,
     "<!-- implicit methods -->": implicit_rows,
     "<!-- adjoints -->": adjoint_rows,

@@ -58,8 +58,9 @@ def solve(
     `tf.function` it becomes part of that graph, compiled or not as the caller decides.
 
     Args:
-        problem: an `ODEProblem`, an `SDEProblem` or a `DDEProblem`.
-        solver: a name (see `keras_neuralde.solvers.names()`) or a solver object.
+        problem: an `ODEProblem`, a `SplitODEProblem`, an `SDEProblem` or a `DDEProblem`.
+        solver: a name (see `keras_neuralde.solvers.names()`) or a solver object. `"auto"` takes
+            `tsit5` and, for each trajectory where the equation turns out stiff, `rodas5p`.
         saveat: `None` for the final state only; a number for one time; a sorted 1-D array for
             those times exactly; or `(*batch, n)` for times of each trajectory, padded with NaN.
         rtol: relative tolerance, default 1e-3, and 1e-2 for stochastic equations; a number or an

@@ -5,6 +5,7 @@
 Each file gets an environment with what it declares and nothing else.
 """
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -29,11 +30,14 @@ def follow_the_start(file):
         folder = pathlib.Path(folder)
         venv.create(folder / "env", with_pip=True)
         python = str(folder / "env" / "bin" / "python")
+        # Nothing of the environment that builds may be seen in there.
+        clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         begin = time.perf_counter()
-        subprocess.run([python, "-m", "pip", "install", "--quiet", str(file)], check=True)
+        install = [python, "-m", "pip", "install", "--quiet", str(file)]
+        subprocess.run(install, check=True, cwd=folder, env=clean)
         installed = time.perf_counter()
         (folder / "start.py").write_text(program, encoding="utf-8")
-        subprocess.run([python, "start.py"], check=True, cwd=folder)
+        subprocess.run([python, "start.py"], check=True, cwd=folder, env=clean)
         return installed - begin, time.perf_counter() - installed
 
 

@@ -194,3 +194,27 @@ def test_delay_equations_run_and_are_accurate():
     assert record["cases"].keys() == delay.CASES.keys()
     for case in record["cases"].values():
         assert case["tools"]["keras_neuralde"]["error"] < 1e-6
+
+
+@pytest.mark.slow
+def test_whole_training_runs(tmp_path):
+    path = tmp_path / "fit.json"
+    command = [sys.executable, "-m", "benchmarks.fit", "--smoke", "--output", str(path)]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True, timeout=600)
+    (run,) = json.loads(path.read_text())["results"]["keras_neuralde"]
+    assert run["last_loss"] < run["first_loss"]
+
+
+def test_work_precision_curves(tmp_path):
+    """Tighter tolerances make smaller errors, in every tool."""
+    from benchmarks import work_precision
+
+    arguments = ["--smoke", "--peers", "scipy", "--repeats", "1", "--output", str(tmp_path)]
+    record = work_precision.main(arguments)
+    assert json.loads((tmp_path / "work_precision.json").read_text()) == record
+    assert (tmp_path / "work_precision.png").stat().st_size > 10_000
+    curves = record["curves"]["robertson"]
+    assert curves.keys() == {"rodas5p", "SciPy BDF", "SciPy Radau", "SciPy LSODA"}
+    for method, (loose, tight) in curves.items():
+        assert tight["error"] < loose["error"] < 0.1, method
+        assert loose["time"] > 0.0

@@ -2,6 +2,7 @@
 
 import ast
 import decimal
+import json
 import pathlib
 import re
 
@@ -36,11 +37,14 @@ def promised(line):
 def agrees(value, literal):
     """Whether a value is what a literal says; decimals to half a unit of their last digit."""
     expected = ast.literal_eval(literal)
+    if isinstance(expected, (tuple, list)):
+        value = np.asarray(value)
+        parts = [part for part in re.split(r"[\s,()\[\]]+", literal) if part]
+        same_shape = value.shape == np.shape(expected)
+        return same_shape and all(map(agrees, value.ravel().tolist(), parts))
     if isinstance(expected, float):
         digit = decimal.Decimal(literal).as_tuple().exponent
         return abs(float(value) - expected) <= 0.51 * 10.0**digit
-    if isinstance(expected, (tuple, list)):
-        value = type(expected)(np.asarray(value).tolist())
     return value == expected
 
 
@@ -89,10 +93,24 @@ def test_every_page_is_in_the_navigation():
     assert sorted(listed) == sorted(written)
 
 
+def test_the_gallery_shows_what_was_kept():
+    record = json.loads((ROOT / "docs" / "images" / "gallery.json").read_text())
+    page = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    shown = re.findall(r"\]\(images/(.*?)\)", page)
+    assert sorted(shown) == sorted(name for kept in record.values() for name in kept["pictures"])
+    for script, kept in record.items():
+        assert (ROOT / "examples" / f"{script}.py").exists() and f"`examples/{script}.py`" in page
+        for name in kept["pictures"]:
+            assert (ROOT / "docs" / "images" / name).stat().st_size > 5000
+
+
 def test_promises_are_read():
     assert promised("layer(x).shape  # (8, 4, 2): batch, times, state") == "(8, 4, 2)"
     assert promised("sol(0.5)  # 0.368") == "0.368"
     assert promised("print(sol)  # status, minimum") is None
     assert agrees(0.3679, "0.368") and not agrees(0.3671, "0.368")
     assert agrees(np.ones((2, 3)).shape, "(2, 3)") and not agrees((2,), "(3,)")
+    assert agrees(np.float32([0.3679, 2.0]), "[0.368, 2.0]") and not agrees(
+        [0.1, 0.2], "[0.1, 0.3]"
+    )
     assert agrees(1.02e-7, "1.0e-7") and not agrees(1.2e-7, "1.0e-7")

@@ -125,7 +125,7 @@ def _mass_matrix(problem, solver, layout):
         )
     known = values.known(mass)
     if known is not None and not np.all(np.isfinite(known)):
-        raise ValueError("`mass_matrix` must be finite. Received NaN or infinite entries.")
+        raise ValueError("`mass_matrix` must be finite. Received: NaN or infinite entries.")
     if known is None:
         # Inside a graph: the equations without a time derivative are the rows of zeros.
         constraints = tf.linalg.diag(tf.cast(tf.reduce_all(tf.equal(mass, 0.0), axis=1), dtype))
