@@ -29,6 +29,9 @@ class Status(enum.IntEnum):
     GMRES_STALLED = 9
     BAD_LAG = 10
     DELAY_DIVERGED = 11
+    MAX_EVENTS = 12
+    BAD_CONDITION = 13
+    BAD_RATE = 14
 
     @property
     def message(self):
@@ -78,6 +81,18 @@ _MESSAGES = {
         "the iteration for lags shorter than the step did not converge; take a smaller dt0, or "
         "let the solver choose its steps"
     ),
+    Status.MAX_EVENTS: (
+        "an event happened more often than its max_events: its times may accumulate, as those of a "
+        "ball that comes to rest, or its affect leaves its condition true; raise max_events, end "
+        "earlier, or let a terminal event end the trajectory"
+    ),
+    Status.BAD_CONDITION: (
+        "the condition of an event became NaN or infinite at the last time; check it there"
+    ),
+    Status.BAD_RATE: (
+        "the rate of a jump became negative, NaN, infinite or larger than its bound at the last "
+        "time; use tf.nn.softplus or another positive function, or raise the bound"
+    ),
     Status.BAD_TIMES: (
         "the save times (or `steps`) are unsorted, outside t_span or not finite, rtol, atol, dt0 "
         "or dt_min is negative or NaN, or a constant lag is not positive; sort the times, widen "
@@ -124,6 +139,11 @@ class Solution:
         steps: the accepted steps as times `(num_steps + 1, *batch)`, the start first, NaN after a
             trajectory's last; `solve(..., steps=sol.steps)` takes them again. They are found when
             first asked for, by repeating the solve, unless it was a dense one.
+        event_times: with `events`, the times when something happened, `(*batch, max_events)`, in
+            order, NaN after the last; the number of entries is the sum over the events.
+        event_states: the states there, before the affect: `(*batch, max_events, *state)`.
+        event_index: which event it was, by its place in `events`; -1 after the last.
+        num_events: how many there were, int32 of the batch shape.
 
     With `dense=True`, `sol(t)` is the state at any time of the span; gradients flow through it.
     """
@@ -132,6 +152,10 @@ class Solution:
     y: Any
     stats: Stats
     status: tf.Tensor
+    event_times: tf.Tensor | None = None
+    event_states: Any = None
+    event_index: tf.Tensor | None = None
+    num_events: tf.Tensor | None = None
     _find_steps: Any = dataclasses.field(default=None, repr=False)
     _dense: Any = dataclasses.field(default=None, repr=False)
 
@@ -145,8 +169,8 @@ class Solution:
     def steps(self):
         if self._find_steps is None:
             raise ValueError(
-                "which steps were taken is not known: ensembles and solvers of other packages do "
-                "not say. Call `solve` with batch_ndims=1."
+                "which steps were taken is not known: ensembles, solves with events and solvers of "
+                "other packages do not say."
             )
         return self._find_steps()
 

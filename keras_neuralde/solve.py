@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from keras_neuralde import freezing
 from keras_neuralde.arguments import prepare
-from keras_neuralde.equations import kind_of
+from keras_neuralde.equations import Happening, HybridEquation, kind_of
+from keras_neuralde.events import as_events
 from keras_neuralde.execution import (
     run_eagerly,
     run_in_graph,
@@ -44,6 +45,7 @@ def solve(
     step_control="per_sample",
     adjoint="discrete",
     checkpoints=64,
+    events=(),
     seed=None,
     steps=None,
     dense=False,
@@ -76,6 +78,8 @@ def solve(
             `keras_neuralde.adjoints`.
         checkpoints: how many states the discrete adjoint keeps; memory grows with it, and
             more of them mean less recomputation.
+        events: a list of `ContinuousEvent`, `PresetTimeEvent` and `DiscreteEvent`. A save point at
+            the time of an event is the state after its affect, and so is the final state.
         seed: decides the Brownian paths of a stochastic equation: an integer, an integer tensor of
             shape () or (2,), or `(*batch, 2)` for a seed of each trajectory. The same seed gives
             the same path to each trajectory of a batch, whatever its size, the steps and the
@@ -114,6 +118,9 @@ def solve(
     True
     """
     equation = kind_of(problem)(problem)
+    events = as_events(events)
+    if events:
+        equation = HybridEquation(equation, [Happening.of(event) for event in events])
     solver = equation.choose_solver(solver)
     settings = Settings.make(
         solver, controller=controller, norm=norm, max_steps=max_steps, batch_ndims=batch_ndims,
@@ -127,7 +134,7 @@ def solve(
             norm=norm, adjoint=adjoint, checkpoints=checkpoints, steps=steps, dense=dense,
             max_record=max_record,
         )  # fmt: skip
-    frozen = freezing.active() if settings.chooses_steps else None
+    frozen = freezing.active() if settings.chooses_steps and not events else None
     if frozen is not None and frozen.replays:
         steps, settings = frozen.give(), settings.replaying()
     if isinstance(problem, SDEProblem):
@@ -221,8 +228,27 @@ def _assemble(settings, layout, outputs, shape, find_steps):
             outputs["ring"], outputs["turns"], outputs["direction"], outputs["t_end"],
             settings.solver.dense_degree(), layout, layout.batch_dims(like),
         )  # fmt: skip
-    steps = None if settings.solver.delegated else find_steps
-    return Solution(t, y, stats, per_batch(tf.cast(control[STATUS], tf.int32)), steps, output)
+    hybrid = "event_times" in outputs
+    steps = None if settings.solver.delegated or hybrid else find_steps
+    status = per_batch(tf.cast(control[STATUS], tf.int32))
+    solution = Solution(t, y, stats, status, _find_steps=steps, _dense=output)
+    return _with_events(solution, outputs, per_batch, len(dims)) if hybrid else solution
+
+
+def _with_events(solution, outputs, per_batch, batch_ndims):
+    """The solution with what happened; the entries come after the batch axes."""
+
+    def last(x):
+        axes = range(x.shape.rank)
+        return tf.transpose(x, [*axes[1 : batch_ndims + 1], 0, *axes[batch_ndims + 1 :]])
+
+    return dataclasses.replace(
+        solution,
+        event_times=last(per_batch(outputs["event_times"])),
+        event_states=tf.nest.map_structure(last, outputs["event_states"]),
+        event_index=last(per_batch(outputs["event_index"])),
+        num_events=per_batch(outputs["num_events"]),
+    )
 
 
 def _raise_on_failure(control):
