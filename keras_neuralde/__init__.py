@@ -9,6 +9,9 @@ from keras_neuralde import solvers as solvers
 from keras_neuralde.ensemble import EnsembleSolution as EnsembleSolution
 from keras_neuralde.ensemble import Summary as Summary
 from keras_neuralde.ensemble import solve_ensemble as solve_ensemble
+from keras_neuralde.events import ContinuousEvent as ContinuousEvent
+from keras_neuralde.events import DiscreteEvent as DiscreteEvent
+from keras_neuralde.events import PresetTimeEvent as PresetTimeEvent
 from keras_neuralde.initial_state import consistent_state as consistent_state
 from keras_neuralde.layers import NeuralCDDE as NeuralCDDE
 from keras_neuralde.layers import NeuralDSDE as NeuralDSDE

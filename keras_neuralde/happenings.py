@@ -176,8 +176,9 @@ class Happenings:
     def uniforms(self, channel, number, count, dtype):
         """Uniform numbers of a channel, `(rows, count)`, each row's from its own counter."""
         seed = tf.transpose(tf.bitcast(tf.reshape(self._seed, (-1, 2)), tf.uint32))
-        number = tf.bitcast(number, tf.uint32)
+        number, trajectory = (tf.bitcast(x, tf.uint32) for x in (number, self._trajectory))
         zero = tf.zeros_like(number)
+        key = seed[0] + zero, seed[1] + zero
         words: list = []
         for block in range(-(-count // 2)):
             place = zero + np.uint32(4096 * channel + block)
@@ -212,7 +213,7 @@ class Happenings:
         state = carry.solver_state
         if plan.solver.carries_slope and any(c.kind == PRESET for c in self.channels):
             state = tf.where(happened[:, None], plan.solver.init(g, t, y1), state)
-        due, status = self._next_due(g, t, y1, number + 1, carry.control[4], None)
+        due, status = self._next_due(g, t, y1, number + 1, carry.control[4])
         status = self._ended(fired, fired, y1, status)
         size = self.entries + 1
         nan = tf.constant(float("nan"), y.dtype)
@@ -295,7 +296,7 @@ class Happenings:
         def act():
             y1, states = self.apply(g, t_stop, y_stop, fired, number)
             state = tf.where(happened[:, None], plan.solver.init(g, t_stop, y1), after.solver_state)
-            due, new = self._next_due(g, t_stop, y1, number + 1, status, memory.due)
+            due, new = self._next_due(g, t_stop, y1, number + 1, status)
             return (
                 y1,
                 states,
@@ -382,7 +383,7 @@ class Happenings:
             kept[e] &= share * bound < rate
         return tf.stack(kept), status
 
-    def _next_due(self, g, t, y, number, status, due):
+    def _next_due(self, g, t, y, number, status):
         """Direction times the next known time of each such channel."""
         parts, one = [], tf.ones_like(status)
         s = self.direction * t
@@ -479,7 +480,6 @@ class Happenings:
 
     def _roots(self, g, inside, moved, fired):
         """The first crossing of each condition, `(roots, rows)`, infinite where there is none."""
-        n = len(self.roots)
         side, value, left_zero = self._sides(g, inside, tf.gather(fired, self.roots))
         zero = tf.zeros_like(value)
         wanted = tf.constant([[float(self.channels[e].direction)] for e in self.roots], value.dtype)
@@ -504,24 +504,9 @@ class Happenings:
         walked = tf.while_loop(lambda j, *_: j <= _PROBES, probe, loop)
         _, missing, _, _, low, high, at_low, at_high, side, finite = walked
         hit = moved & ~missing
-        # A condition that begins at zero: the search starts where it has left it.
-        starting = hit & left_zero & (low == 0.0)
-
-        def approach(k, starting, hit, low, high, at_low, at_high):
-            half = 0.5 * high
-            there = self._at(g, inside, half)
-            good = starting & (side * there > 0.0)
-            low, at_low = tf.where(good, half, low), tf.where(good, there, at_low)
-            nearer = starting & ~good
-            high, at_high = tf.where(nearer, half, high), tf.where(nearer, there, at_high)
-            return k + 1, nearer, hit, low, high, at_low, at_high
-
-        loop = (tf.constant(0), starting, hit, low, high, at_low, at_high)
-        _, starting, hit, low, high, at_low, at_high = tf.while_loop(
-            lambda k, starting, *_: (k < _MOST_HALVINGS) & tf.reduce_any(starting), approach, loop
-        )
-        hit &= ~starting
-        root = self._refine(g, inside, hit, side, low, high, at_low, at_high)
+        # A condition that begins at zero has no sign there: the search starts without a low end.
+        blind = hit & left_zero & (low == 0.0)
+        root, hit = self._refine(g, inside, hit, side, low, high, at_low, at_high, blind)
         return tf.where(hit, root, tf.constant(float("inf"), root.dtype)), finite
 
     def _sides(self, g, inside, fired):
@@ -548,25 +533,30 @@ class Happenings:
             zeros.append(at_zero)
         return tf.stack(sides), tf.stack(values), tf.stack(zeros)
 
-    def _refine(self, g, inside, hit, side, low, high, at_low, at_high):
+    def _refine(self, g, inside, hit, side, low, high, at_low, at_high, blind):
         """Narrows brackets by the Illinois method, with a bisection in every third turn.
 
         (Dowell & Jarratt, "A modified regula falsi method for computing the root of an equation",
-        BIT 11, 1971.) Returns the end behind the crossing.
+        BIT 11, 1971.) Where the low end is not known, the high end is halved until a point before
+        the crossing is found.
+
+        Returns:
+            The ends behind the crossings, and whether there were any.
         """
         eps = float(np.finfo(low.dtype.as_numpy_dtype).eps)
-        scale = tf.abs(inside.t) + tf.abs(inside.t_next)
         step = tf.abs(inside.t_next - inside.t)
-        resolution = eps * tf.maximum(0.25 * scale / tf.where(step > 0, step, 1.0), 1e-3)
+        resolution = tf.abs(inside.t) + tf.abs(inside.t_next)
+        resolution = 0.25 * eps * resolution / tf.where(step > 0.0, step, tf.ones_like(step))
 
-        def unsettled(low, high, at_high):
-            return hit & (high - low > tf.maximum(resolution, eps * high)) & (at_high != 0.0)
+        def unsettled(low, high, at_high, blind):
+            wide = high - low > tf.maximum(resolution, eps * high)
+            return hit & (wide | blind) & (at_high != 0.0)
 
-        def turn(k, low, high, at_low, at_high, last):
-            going = unsettled(low, high, at_high)
+        def turn(k, low, high, at_low, at_high, last, blind):
+            going = unsettled(low, high, at_high, blind)
             secant = high - at_high * tf.math.divide_no_nan(high - low, at_high - at_low)
-            good = (secant > low) & (secant < high) & (k % 3 != 2)
-            point = tf.where(going & good, secant, 0.5 * (low + high))
+            good = going & ~blind & (secant > low) & (secant < high) & (k % 3 != 2)
+            point = tf.where(good, secant, 0.5 * (low + high))
             there = self._at(g, inside, point)
             behind = side * there <= 0.0
             up, down = going & ~behind, going & behind
@@ -576,13 +566,20 @@ class Happenings:
             low, at_low = tf.where(up, point, low), tf.where(up, there, at_low)
             high, at_high = tf.where(down, point, high), tf.where(down, there, at_high)
             last = tf.where(up, 1, tf.where(down, -1, last))
-            return k + 1, low, high, at_low, at_high, last
+            return k + 1, low, high, at_low, at_high, last, blind & ~up & (high > tiny)
 
-        def more(k, low, high, at_low, at_high, last):
-            return (k < _MOST_REFINEMENTS) & tf.reduce_any(unsettled(low, high, at_high))
-
-        loop = (tf.constant(0), low, high, at_low, at_high, tf.zeros_like(low, tf.int32))
-        return tf.while_loop(more, turn, loop)[2]
+        tiny = 2.0**-_MOST_HALVINGS
+        loop = (tf.constant(0), low, high, at_low, at_high, tf.zeros_like(low, tf.int32), blind)
+        walked = tf.while_loop(
+            lambda k, low, high, at_low, at_high, last, blind: (
+                (k < _MOST_REFINEMENTS) & tf.reduce_any(unsettled(low, high, at_high, blind))
+            ),
+            turn,
+            loop,
+        )
+        _, low, high, *_ = walked
+        # No point before it was found: the condition only trembles where it began.
+        return high, hit & ~(blind & (low == 0.0) & (high <= tiny))
 
     # --- what comes out -----------------------------------------------------------------------
 
