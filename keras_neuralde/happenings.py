@@ -137,10 +137,13 @@ class Found(NamedTuple):
         theta: `(channels, rows)`, the share of the step where each channel happens; infinite where
             it does not.
         finite: `(rows,)` booleans, whether the conditions were.
+        piled: `(rows,)` booleans, whether an event happens again at the time where it has just
+            happened.
     """
 
     theta: tf.Tensor
     finite: tf.Tensor
+    piled: tf.Tensor
 
 
 class Happenings:
@@ -316,7 +319,9 @@ class Happenings:
         status = tf.where(cut, -tf.ones_like(status), status)
         status = self._ended(fired, counts, y1, status, happened)
         wrong = moved & ~found.finite
-        status = tf.where(wrong, float(Status.BAD_CONDITION) * tf.ones_like(status), status)
+        one = tf.ones_like(status)
+        status = tf.where(found.piled, float(Status.MAX_EVENTS) * one, status)
+        status = tf.where(wrong, float(Status.BAD_CONDITION) * one, status)
         control = tf.concat(
             [t_stop[None], after.control[1:4], status[None], after.control[5:]], axis=0
         )
@@ -449,9 +454,9 @@ class Happenings:
         """Where in the step each channel happens first."""
         infinity = tf.constant(float("inf"), y1.dtype)
         theta = [infinity + tf.zeros_like(inside.t) for _ in self.channels]
-        finite = tf.ones_like(moved)
+        finite, piled = tf.ones_like(moved), tf.zeros_like(moved)
         if self.roots:
-            roots, finite = self._roots(g, inside, moved, memory.fired)
+            roots, finite, piled = self._roots(g, inside, moved, memory.fired)
             for place, e in enumerate(self.roots):
                 theta[e] = roots[place]
         for place, e in enumerate(self.stops):
@@ -462,7 +467,7 @@ class Happenings:
                 met = g.evaluate(channel.condition, inside.t_next, y1)
                 met = moved & tf.reshape(met, [y1.shape[0] or -1])
                 theta[e] = tf.where(met, tf.ones_like(infinity), infinity)
-        return Found(tf.stack(theta), finite)
+        return Found(tf.stack(theta), finite, piled)
 
     def _conditions(self, g, times, states):
         """The conditions of all roots, each at a time of its own; `(roots, rows)`."""
@@ -479,8 +484,9 @@ class Happenings:
         return self._conditions(g, times, [inside.state(share) for share in shares])
 
     def _roots(self, g, inside, moved, fired):
-        """The first crossing of each condition, `(roots, rows)`, infinite where there is none."""
-        side, value, left_zero = self._sides(g, inside, tf.gather(fired, self.roots))
+        """The first crossing of each condition, `(roots, rows)`; see `Found`."""
+        just_fired = tf.gather(fired, self.roots)
+        side, value, left_zero = self._sides(g, inside, just_fired)
         zero = tf.zeros_like(value)
         wanted = tf.constant([[float(self.channels[e].direction)] for e in self.roots], value.dtype)
         finite = tf.reduce_all(tf.math.is_finite(value), axis=0)
@@ -506,8 +512,9 @@ class Happenings:
         hit = moved & ~missing
         # A condition that begins at zero has no sign there: the search starts without a low end.
         blind = hit & left_zero & (low == 0.0)
-        root, hit = self._refine(g, inside, hit, side, low, high, at_low, at_high, blind)
-        return tf.where(hit, root, tf.constant(float("inf"), root.dtype)), finite
+        root, lost = self._refine(g, inside, hit, side, low, high, at_low, at_high, blind)
+        root = tf.where(hit & ~lost, root, tf.constant(float("inf"), root.dtype))
+        return root, finite, tf.reduce_any(lost & (just_fired > 0), axis=0)
 
     def _sides(self, g, inside, fired):
         """On which side of zero each condition begins, and whether it begins at zero.
@@ -541,7 +548,8 @@ class Happenings:
         the crossing is found.
 
         Returns:
-            The ends behind the crossings, and whether there were any.
+            The ends behind the crossings, and whether no point before one was found: it follows
+            the last within the resolution of numbers.
         """
         eps = float(np.finfo(low.dtype.as_numpy_dtype).eps)
         step = tf.abs(inside.t_next - inside.t)
@@ -578,8 +586,7 @@ class Happenings:
             loop,
         )
         _, low, high, *_ = walked
-        # No point before it was found: the condition only trembles where it began.
-        return high, hit & ~(blind & (low == 0.0) & (high <= tiny))
+        return high, hit & blind & (low == 0.0) & (high <= tiny)
 
     # --- what comes out -----------------------------------------------------------------------
 

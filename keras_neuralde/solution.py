@@ -82,9 +82,9 @@ _MESSAGES = {
         "let the solver choose its steps"
     ),
     Status.MAX_EVENTS: (
-        "an event happened more often than its max_events: its times may accumulate, as those of a "
-        "ball that comes to rest, or its affect leaves its condition true; raise max_events, end "
-        "earlier, or let a terminal event end the trajectory"
+        "an event happened more often than its max_events, or again at the time where it had just "
+        "happened: events accumulate, as the bounces of a ball that comes to rest, or an affect "
+        "leaves its condition true; raise max_events, end earlier, or use a terminal event"
     ),
     Status.BAD_CONDITION: (
         "the condition of an event became NaN or infinite at the last time; check it there"
