@@ -13,6 +13,10 @@ from keras_neuralde.events import ContinuousEvent as ContinuousEvent
 from keras_neuralde.events import DiscreteEvent as DiscreteEvent
 from keras_neuralde.events import PresetTimeEvent as PresetTimeEvent
 from keras_neuralde.initial_state import consistent_state as consistent_state
+from keras_neuralde.jumps import ConstantRateJump as ConstantRateJump
+from keras_neuralde.jumps import JumpProblem as JumpProblem
+from keras_neuralde.jumps import VariableRateJump as VariableRateJump
+from keras_neuralde.jumps import expectation as expectation
 from keras_neuralde.layers import NeuralCDDE as NeuralCDDE
 from keras_neuralde.layers import NeuralDSDE as NeuralDSDE
 from keras_neuralde.layers import NeuralODE as NeuralODE

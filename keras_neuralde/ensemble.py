@@ -9,7 +9,9 @@ import tensorflow as tf
 
 from keras_neuralde import values
 from keras_neuralde.equations import TrajectorySeeds
+from keras_neuralde.events import as_events
 from keras_neuralde.execution import programs
+from keras_neuralde.jumps import JumpProblem
 from keras_neuralde.problems import ODEProblem, SDEProblem
 from keras_neuralde.programs import function_key
 from keras_neuralde.solution import Solution, Stats
@@ -153,8 +155,9 @@ def solve_ensemble(
     """Solves a problem, written for one trajectory, for many.
 
     Args:
-        problem: an `ODEProblem` or `SDEProblem` for one trajectory: its functions see one state
-            and a scalar time. The noise of a trajectory depends on `seed` and its number alone.
+        problem: an `ODEProblem`, `SDEProblem` or `JumpProblem` for one trajectory: its functions,
+            those of jumps and events included, see one state and a scalar time. The noise of a
+            trajectory depends on `seed` and its number alone.
         trajectories: how many.
         solver: as in `solve`.
         vary: `vary(problem, i, seed)` returns a remade problem for trajectory `i`, a scalar int32
@@ -185,8 +188,11 @@ def solve_ensemble(
     >>> tuple(sol.y.shape), tuple(sol.summary().mean.shape)
     ((2, 100), (2,))
     """
-    if not isinstance(problem, (ODEProblem, SDEProblem)):
-        raise TypeError(f"`problem` must be an ODEProblem or an SDEProblem. Received: {problem!r}")
+    if not isinstance(problem, (ODEProblem, SDEProblem, JumpProblem)):
+        raise TypeError(
+            "`problem` must be an ODEProblem, an SDEProblem or a JumpProblem. "
+            f"Received: {problem!r}"
+        )
     _check_count("trajectories", trajectories)
     batch_size = min(trajectories, _BATCH_SIZE) if batch_size is None else batch_size
     _check_count("batch_size", batch_size)
@@ -213,15 +219,41 @@ def solve_ensemble(
     timed = len(shape) == 1
     batch_size = min(batch_size, trajectories)
     seed = int(np.random.default_rng().integers(2**31)) if seed is None else seed
+    jumps = problem.jumps if isinstance(problem, JumpProblem) else None
+    if jumps is not None:
+        problem, vary = problem.problem, _varying(vary, jumps)
     spread = _Spread(problem, vary, seed)
+    if keywords.get("events"):
+        keywords["events"] = [spread.batched(event) for event in as_events(keywords["events"])]
     chunks = []
     for start in range(0, trajectories, batch_size):
         # The last chunk repeats its last trajectory: one shape, one program.
         indices = tf.minimum(tf.range(start, start + batch_size), trajectories - 1)
-        noise = TrajectorySeeds(seed, indices) if isinstance(problem, SDEProblem) else None
-        sol = solve(spread(indices), solver, batch_ndims=1, seed=noise, **keywords)
+        random = jumps is not None or isinstance(problem, SDEProblem)
+        noise = TrajectorySeeds(seed, indices) if random else None
+        batch = spread(indices)
+        if jumps is not None:
+            batch = JumpProblem(batch, [spread.batched(jump) for jump in jumps])
+        sol = solve(batch, solver, batch_ndims=1, seed=noise, **keywords)
         chunks.append(_cut(sol, min(batch_size, trajectories - start), timed))
     return _join(chunks, timed)
+
+
+def _varying(vary, jumps):
+    """A function that varies the equation of a jump problem, from one that varies the problem."""
+    if vary is None:
+        return None
+
+    def inner(problem, i, seed):
+        made = vary(JumpProblem(problem, jumps), i, seed)
+        if not isinstance(made, JumpProblem) or made.jumps is not jumps:
+            raise ValueError(
+                "`vary` must return a problem with the same jumps: problem.remake(...) of y0, p or "
+                f"t_span. Received: {made!r}"
+            )
+        return made.problem
+
+    return inner
 
 
 def _shape(saveat):
@@ -271,6 +303,17 @@ class _Spread:
             t_span=tuple(full.get(k, base[k]) for k in (last, last + 1)),
             p={"shared": shared, "varied": varied},
         )
+
+    def batched(self, record):
+        """An event or a jump, whose functions see one trajectory, for a batch."""
+        template, first = _template(self._p), self._y_leaves
+        functions = {}
+        for field in dataclasses.fields(record):
+            function = getattr(record, field.name)
+            if callable(function):
+                place = 3 if field.name == "mark_sampler" else 2
+                functions[field.name] = _batched(function, template, first, place)
+        return dataclasses.replace(record, **functions)
 
     def _leaves(self, y0, p, span):
         leaves = [values.to_tensor(leaf, self._dtype) for leaf in tf.nest.flatten(y0)]
@@ -362,18 +405,21 @@ def _template(nest):
     return _templates.setdefault(repr(zeros), zeros)
 
 
-def _batched(one, template, first):
-    """A field for one trajectory as a field for a batch.
+def _batched(one, template, first, place=2):
+    """A function for one trajectory as a function for a batch.
 
     Args:
-        one: the field, `one(t, y, p)`.
+        one: the function, such as `one(t, y, p)`.
         template: the structure of its p.
         first: the number of the first leaf of p.
+        place: which of its arguments is p.
     """
 
-    def field(t, y, p):
+    def field(*arguments):
+        before, p, after = arguments[:place], arguments[place], arguments[place + 1 :]
+
         def row(arguments):
-            t, y, varied = arguments
+            before, varied, after = arguments
             numbers = itertools.count(first)
             leaves = []
             for leaf in tf.nest.flatten(template):
@@ -381,9 +427,9 @@ def _batched(one, template, first):
                     key = str(next(numbers))
                     leaf = varied[key] if key in varied else p["shared"][key]
                 leaves.append(leaf)
-            return one(t, y, tf.nest.pack_sequence_as(template, leaves))
+            return one(*before, tf.nest.pack_sequence_as(template, leaves), *after)
 
-        return tf.vectorized_map(row, (t, y, p["varied"]))
+        return tf.vectorized_map(row, (before, p["varied"], after))
 
     return field
 
@@ -400,7 +446,16 @@ def _cut(sol, count, timed):
         y=tf.nest.map_structure(part, sol.y),
         stats=_map_stats(lambda row: row[:count], sol.stats),
         status=sol.status[:count],
+        log_likelihood=None if sol.log_likelihood is None else part(sol.log_likelihood),
+        **{name: _map_or_none(lambda x: x[:count], getattr(sol, name)) for name in _HAPPENED},
     )
+
+
+_HAPPENED = ("event_times", "event_states", "event_index", "num_events")
+
+
+def _map_or_none(function, *nests):
+    return None if nests[0] is None else tf.nest.map_structure(function, *nests)
 
 
 def _map_stats(function, *stats):
@@ -421,5 +476,10 @@ def _join(chunks, timed):
         y=tf.nest.map_structure(glue(int(timed)), *(sol.y for sol in chunks)),
         stats=_map_stats(glue(0), *(sol.stats for sol in chunks)),
         status=glue(0)(*(sol.status for sol in chunks)),
+        log_likelihood=_map_or_none(glue(int(timed)), *(sol.log_likelihood for sol in chunks)),
+        **{
+            name: _map_or_none(glue(0), *(getattr(sol, name) for sol in chunks))
+            for name in _HAPPENED
+        },
         timed=timed,
     )

@@ -6,6 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from keras_neuralde.programs import function_key
+
+#: Kinds of happenings.
+ROOT, PRESET, DISCRETE, RATE = "root", "preset", "discrete", "rate"
+
 
 @dataclasses.dataclass(frozen=True)
 class ContinuousEvent:
@@ -131,6 +136,58 @@ class DiscreteEvent:
             _callable("affect", self.affect)
         _flag("terminal", self.terminal)
         _count(self.max_events)
+
+
+@dataclasses.dataclass(frozen=True)
+class Happening:
+    """The functions and settings of one channel; see `happenings.Channel`."""
+
+    kind: str
+    affect: Callable | None
+    condition: Callable | None = None
+    times: Any = None
+    rate: Callable | None = None
+    bound: Callable | None = None
+    direction: int = 0
+    terminal: bool = False
+    max_events: int | None = None
+    uniforms: int = 0
+    held: bool = False
+    recorded: bool = True
+    waits: bool = False
+
+    @classmethod
+    def of(cls, event):
+        """That of an event."""
+        if isinstance(event, PresetTimeEvent):
+            return cls(PRESET, event.affect, times=event.times)
+        common = {"terminal": bool(event.terminal), "max_events": int(event.max_events)}
+        if isinstance(event, ContinuousEvent):
+            direction = int(event.direction)
+            return cls(ROOT, event.affect, event.condition, direction=direction, **common)
+        return cls(DISCRETE, event.affect, event.condition, **common)
+
+    def on(self, part):
+        """The same on part of a larger state, a tuple."""
+
+        def reading(function):
+            return None if function is None else lambda t, y, p: function(t, y[part], p)
+
+        def affect(t, y, p):
+            return (*y[:part], self.affect(t, y[part], p), *y[part + 1 :])
+
+        return dataclasses.replace(
+            self,
+            affect=None if self.affect is None else affect,
+            condition=reading(self.condition),
+        )
+
+    def key(self, references):
+        """What decides the channel in a program, hashable."""
+        functions = (self.affect, self.condition, self.rate, self.bound)
+        keys = (None if f is None else function_key(f, references) for f in functions)
+        settings = (self.kind, self.direction, self.terminal, self.max_events, self.uniforms)
+        return *keys, *settings, self.held, self.recorded, self.waits
 
 
 #: The classes of events.

@@ -22,12 +22,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_neuralde.brownian import philox
+from keras_neuralde.events import DISCRETE, PRESET, RATE, ROOT
 from keras_neuralde.interpolation import horner
 from keras_neuralde.solution import Status
 from keras_neuralde.solvers.base import pull_back
-
-#: Kinds of channels.
-ROOT, PRESET, DISCRETE, RATE = "root", "preset", "discrete", "rate"
 
 # Points of a step at which the conditions are looked at.
 _PROBES = 8
@@ -42,7 +40,7 @@ class Channel:
     """One thing that can happen, with its traced functions.
 
     Attributes:
-        kind: one of the kinds above.
+        kind: one of the kinds of `events`.
         affect: `captures.LiftedFunction` of `affect(t, y, p)`, or `affect(t, y, u, p)` with uniform
             numbers u where `uniforms` is positive; `None` leaves the state as it is.
         condition: the same of the condition of a root or a discrete event.
@@ -56,6 +54,7 @@ class Channel:
         uniforms: how many uniform numbers the affect reads.
         held: whether the time of a root is a constant in gradients.
         recorded: whether it is one of the user's events.
+        waits: whether the root is where the condition reaches an exponential random number.
     """
 
     kind: str
@@ -70,6 +69,7 @@ class Channel:
     uniforms: int = 0
     held: bool = False
     recorded: bool = True
+    waits: bool = False
 
     @property
     def functions(self):
@@ -405,7 +405,9 @@ class Happenings:
             status = tf.where(wrong, float(Status.BAD_RATE) * one, status)
             wait = -tf.math.log(self.uniforms(e, number, 1, t.dtype)[:, 0])
             positive = rate > 0.0
-            later = s + wait / tf.where(positive, rate, one)
+            # Not at the very time of the last: a step must have a length.
+            least = 4.0 * float(np.finfo(t.dtype.as_numpy_dtype).eps) * tf.abs(s)
+            later = s + tf.maximum(wait / tf.where(positive, rate, one), least)
             parts.append(tf.where(positive, later, infinity))
         if not parts:
             return (infinity + tf.zeros_like(t))[None], status
@@ -456,6 +458,7 @@ class Happenings:
         theta = [infinity + tf.zeros_like(inside.t) for _ in self.channels]
         finite, piled = tf.ones_like(moved), tf.zeros_like(moved)
         if self.roots:
+            inside.levels = self._levels(memory.counts, y1.dtype)
             roots, finite, piled = self._roots(g, inside, moved, memory.fired)
             for place, e in enumerate(self.roots):
                 theta[e] = roots[place]
@@ -469,19 +472,28 @@ class Happenings:
                 theta[e] = tf.where(met, tf.ones_like(infinity), infinity)
         return Found(tf.stack(theta), finite, piled)
 
-    def _conditions(self, g, times, states):
+    def _levels(self, counts, dtype):
+        """What the condition of each root is compared with: zero, or a random number."""
+        levels = []
+        for e in self.roots:
+            if self.channels[e].waits:
+                levels.append(-tf.math.log(self.uniforms(e, counts[e], 1, dtype)[:, 0]))
+            else:
+                levels.append(tf.zeros_like(counts[e], dtype))
+        return levels
+
+    def _conditions(self, g, inside, times, states):
         """The conditions of all roots, each at a time of its own; `(roots, rows)`."""
-        values = [
-            self._number(g, self.channels[e].condition, times[place], states[place])
-            for place, e in enumerate(self.roots)
-        ]
-        return tf.stack(values)
+        found = zip(self.roots, times, states, inside.levels, strict=True)
+        return tf.stack(
+            [self._number(g, self.channels[e].condition, t, y) - level for e, t, y, level in found]
+        )
 
     def _at(self, g, inside, theta):
         """The conditions at shares `theta`, `(roots, rows)`, of the step."""
         shares = tf.unstack(theta, num=len(self.roots))
         times = [inside.time(share) for share in shares]
-        return self._conditions(g, times, [inside.state(share) for share in shares])
+        return self._conditions(g, inside, times, [inside.state(share) for share in shares])
 
     def _roots(self, g, inside, moved, fired):
         """The first crossing of each condition, `(roots, rows)`; see `Found`."""
@@ -528,7 +540,7 @@ class Happenings:
             t, y = tf.identity(inside.t), tf.identity(inside.y)
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch([t, y])
-                value = self._number(g, self.channels[e].condition, t, y)
+                value = self._number(g, self.channels[e].condition, t, y) - inside.levels[place]
             by_t, by_y = pull_back(tape, value, [t, y], [tf.ones_like(value)])
             moving = by_t * step[:, 0] + tf.reduce_sum(by_y * inside.slope_at_start, axis=1)
             size = tf.abs(by_t) * (tf.abs(t) + tf.abs(step[:, 0]))

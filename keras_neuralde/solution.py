@@ -144,6 +144,8 @@ class Solution:
         event_states: the states there, before the affect: `(*batch, max_events, *state)`.
         event_index: which event it was, by its place in `events`; -1 after the last.
         num_events: how many there were, int32 of the batch shape.
+        log_likelihood: of a `JumpProblem`, that of its jumps so far, `(num_times, *batch)`, without
+            the first axis where `y` has none.
 
     With `dense=True`, `sol(t)` is the state at any time of the span; gradients flow through it.
     """
@@ -156,6 +158,7 @@ class Solution:
     event_states: Any = None
     event_index: tf.Tensor | None = None
     num_events: tf.Tensor | None = None
+    log_likelihood: tf.Tensor | None = None
     _find_steps: Any = dataclasses.field(default=None, repr=False)
     _dense: Any = dataclasses.field(default=None, repr=False)
 

@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from keras_neuralde import freezing
 from keras_neuralde.arguments import prepare
-from keras_neuralde.equations import Happening, HybridEquation, kind_of
-from keras_neuralde.events import as_events
+from keras_neuralde.equations import HybridEquation, kind_of
+from keras_neuralde.events import Happening, as_events
 from keras_neuralde.execution import (
     run_eagerly,
     run_in_graph,
@@ -22,6 +22,7 @@ from keras_neuralde.execution import (
 )
 from keras_neuralde.integrate import ACCEPTED, REJECTED, STATUS, H, T
 from keras_neuralde.interpolation import DenseOutput
+from keras_neuralde.jumps import Jumping, JumpProblem
 from keras_neuralde.problems import SDEProblem
 from keras_neuralde.refusals import refuse_gradients
 from keras_neuralde.settings import Settings
@@ -60,7 +61,7 @@ def solve(
     `tf.function` it becomes part of that graph, compiled or not as the caller decides.
 
     Args:
-        problem: an `ODEProblem`, an `SDEProblem` or a `DDEProblem`.
+        problem: an `ODEProblem`, an `SDEProblem`, a `DDEProblem` or a `JumpProblem`.
         solver: a name (see `keras_neuralde.solvers.names()`) or a solver object.
         saveat: `None` for the final state only; a number for one time; a sorted 1-D array for
             those times exactly; or `(*batch, n)` for times of each trajectory, padded with NaN.
@@ -80,7 +81,7 @@ def solve(
             more of them mean less recomputation.
         events: a list of `ContinuousEvent`, `PresetTimeEvent` and `DiscreteEvent`. A save point at
             the time of an event is the state after its affect, and so is the final state.
-        seed: decides the Brownian paths of a stochastic equation: an integer, an integer tensor of
+        seed: decides Brownian paths and jumps: an integer, an integer tensor of
             shape () or (2,), or `(*batch, 2)` for a seed of each trajectory. The same seed gives
             the same path to each trajectory of a batch, whatever its size, the steps and the
             save points, compiled or not; only a grid of fixed steps has paths of its own. `None`
@@ -117,10 +118,17 @@ def solve(
     >>> abs(float(sol(0.25)) - 0.6065307) < 1e-4
     True
     """
-    equation = kind_of(problem)(problem)
     events = as_events(events)
-    if events:
-        equation = HybridEquation(equation, [Happening.of(event) for event in events])
+    happenings = [Happening.of(event) for event in events]
+    jumping = isinstance(problem, JumpProblem)
+    if jumping:
+        larger = Jumping.of(problem, batch_ndims)
+        happenings = [event.on(0) for event in happenings] + larger.happenings
+        rtol, atol = larger.tolerance(rtol, 1e-3), larger.tolerance(atol, 1e-6)
+        problem = larger.problem
+    equation = kind_of(problem)(problem)
+    if happenings:
+        equation = HybridEquation(equation, happenings)
     solver = equation.choose_solver(solver)
     settings = Settings.make(
         solver, controller=controller, norm=norm, max_steps=max_steps, batch_ndims=batch_ndims,
@@ -134,7 +142,7 @@ def solve(
             norm=norm, adjoint=adjoint, checkpoints=checkpoints, steps=steps, dense=dense,
             max_record=max_record,
         )  # fmt: skip
-    frozen = freezing.active() if settings.chooses_steps and not events else None
+    frozen = freezing.active() if settings.chooses_steps and not happenings else None
     if frozen is not None and frozen.replays:
         steps, settings = frozen.give(), settings.replaying()
     if isinstance(problem, SDEProblem):
@@ -170,6 +178,8 @@ def solve(
     if frozen is not None and not frozen.replays:
         frozen.take(find_steps())
     solution = _assemble(settings, layout, outputs, shape, find_steps)
+    if jumping:
+        solution = _without_clocks(solution, events)
     if throw and tf.executing_eagerly():
         _raise_on_failure(outputs["control"].numpy())
     return solution
@@ -233,6 +243,16 @@ def _assemble(settings, layout, outputs, shape, find_steps):
     status = per_batch(tf.cast(control[STATUS], tf.int32))
     solution = Solution(t, y, stats, status, _find_steps=steps, _dense=output)
     return _with_events(solution, outputs, per_batch, len(dims)) if hybrid else solution
+
+
+def _without_clocks(solution, events):
+    """The solution of a jump problem, from that of the larger problem."""
+    state, log_likelihood, _ = solution.y
+    solution = dataclasses.replace(solution, y=state, log_likelihood=log_likelihood)
+    if events:
+        return dataclasses.replace(solution, event_states=solution.event_states[0])
+    nothing = dict.fromkeys(("event_times", "event_states", "event_index", "num_events"))
+    return dataclasses.replace(solution, **nothing)
 
 
 def _with_events(solution, outputs, per_batch, batch_ndims):

@@ -2,7 +2,7 @@
 
 from keras_neuralde.equations.base import Context
 from keras_neuralde.equations.delayed import DelayEquation
-from keras_neuralde.equations.hybrid import Happening, HybridEquation
+from keras_neuralde.equations.hybrid import HybridEquation
 from keras_neuralde.equations.ordinary import OrdinaryEquation
 from keras_neuralde.equations.stochastic import StochasticEquation, TrajectorySeeds
 from keras_neuralde.problems import DDEProblem, ODEProblem, SDEProblem
@@ -30,4 +30,4 @@ def kind_of(problem):
     )
 
 
-__all__ = ["KINDS", "Context", "Happening", "HybridEquation", "TrajectorySeeds", "kind_of"]
+__all__ = ["KINDS", "Context", "HybridEquation", "TrajectorySeeds", "kind_of"]

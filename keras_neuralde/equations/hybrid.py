@@ -1,8 +1,6 @@
 """Equations to which things happen: events and jumps at the front door."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -10,45 +8,8 @@ import tensorflow as tf
 from keras_neuralde import captures, values
 from keras_neuralde.equations.base import Equation, Lifted, checked, spanning
 from keras_neuralde.equations.stochastic import trajectories_of, words_of
-from keras_neuralde.events import ContinuousEvent, PresetTimeEvent
-from keras_neuralde.happenings import DISCRETE, PRESET, RATE, ROOT, Channel, Happenings
-from keras_neuralde.programs import function_key
-
-
-@dataclasses.dataclass(frozen=True)
-class Happening:
-    """The functions and settings of one channel; see `happenings.Channel`."""
-
-    kind: str
-    affect: Callable | None
-    condition: Callable | None = None
-    times: Any = None
-    rate: Callable | None = None
-    bound: Callable | None = None
-    direction: int = 0
-    terminal: bool = False
-    max_events: int | None = None
-    uniforms: int = 0
-    held: bool = False
-    recorded: bool = True
-
-    @classmethod
-    def of(cls, event):
-        """That of an event."""
-        if isinstance(event, PresetTimeEvent):
-            return cls(PRESET, event.affect, times=event.times)
-        common = {"terminal": bool(event.terminal), "max_events": int(event.max_events)}
-        if isinstance(event, ContinuousEvent):
-            direction = int(event.direction)
-            return cls(ROOT, event.affect, event.condition, direction=direction, **common)
-        return cls(DISCRETE, event.affect, event.condition, **common)
-
-    def key(self, references):
-        """What decides the channel in a program, hashable."""
-        functions = (self.affect, self.condition, self.rate, self.bound)
-        keys = (None if f is None else function_key(f, references) for f in functions)
-        settings = (self.kind, self.direction, self.terminal, self.max_events, self.uniforms)
-        return *keys, *settings, self.held, self.recorded
+from keras_neuralde.events import DISCRETE, PRESET, RATE, ROOT
+from keras_neuralde.happenings import Channel, Happenings
 
 
 class HybridEquation(Equation):
@@ -67,7 +28,7 @@ class HybridEquation(Equation):
     @property
     def random(self):
         """Whether random numbers decide what happens."""
-        return any(one.kind == RATE or one.uniforms for one in self.happenings)
+        return any(one.kind == RATE or one.uniforms or one.waits for one in self.happenings)
 
     def choose_solver(self, solver):
         return self.inner.choose_solver(solver)
@@ -192,7 +153,7 @@ def _lift(one, layout, p):
     return Channel(
         one.kind, **functions, direction=one.direction, terminal=one.terminal,
         max_events=1 if one.terminal else one.max_events, uniforms=one.uniforms, held=one.held,
-        recorded=one.recorded,
+        recorded=one.recorded, waits=one.waits,
     )  # fmt: skip
 
 
