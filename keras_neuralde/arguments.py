@@ -62,7 +62,7 @@ def _initial_state(y0, dtype):
             )
         known = values.known(tensor)
         if known is not None and not np.all(np.isfinite(known)):
-            raise ValueError("`y0` must be finite. Received a state with NaN or infinite entries.")
+            raise ValueError("`y0` must be finite. Received: a state with NaN or infinite entries.")
         return tensor
 
     if not tf.nest.flatten(y0):
@@ -103,7 +103,10 @@ def _time(value, dtype, name, layout):
             f"`{name}` must be a scalar or of the batch shape {batch}. Received shape: {t.shape}"
         )
     if t.shape.rank and layout.joint:
-        raise ValueError(f"`{name}` of each trajectory needs step_control='per_sample'.")
+        raise ValueError(
+            f"`{name}` of each trajectory needs step_control='per_sample'. "
+            f"Received: shape {t.shape} with step_control='joint'"
+        )
     known = values.known(t)
     if known is not None and not np.all(np.isfinite(known)):
         raise ValueError(f"`{name}` must be finite. Received: {value!r}")
@@ -128,7 +131,10 @@ def _saves(saveat, dtype, layout):
             f"{batch}. Received shape: {times.shape}"
         )
     if layout.joint:
-        raise ValueError("`saveat` of each trajectory needs step_control='per_sample'.")
+        raise ValueError(
+            "`saveat` of each trajectory needs step_control='per_sample'. "
+            f"Received: shape {times.shape} with step_control='joint'"
+        )
     return times, "per_sample"
 
 
@@ -170,10 +176,13 @@ def _check_times(t0, t1, saves, watched):
     present = np.isfinite(times)
     if times.ndim == 1 and not present.all():
         raise ValueError(
-            "shared `saveat` times must be finite; only per-sample rows may be padded."
+            "shared `saveat` times must be finite; only per-sample rows may be padded. "
+            f"Received: {times}"
         )
     if np.any(present[..., 1:] & ~present[..., :-1]):
-        raise ValueError("NaN pads must come after all times of a row of `saveat`.")
+        raise ValueError(
+            f"NaN pads must come after all times of a row of `saveat`. Received: {times}"
+        )
     if np.any(np.diff(times, axis=-1) * forwards < 0):
         raise ValueError(
             "`saveat` must be sorted in the direction of integration. "

@@ -15,7 +15,7 @@ from keras_neuralde.jumps import JumpProblem
 from keras_neuralde.problems import ODEProblem, SDEProblem
 from keras_neuralde.programs import function_key
 from keras_neuralde.solution import Solution, Stats
-from keras_neuralde.solve import solve
+from keras_neuralde.solve import progress_bar, solve
 
 _BATCH_SIZE = 16_384
 
@@ -40,6 +40,15 @@ class Summary(NamedTuple):
     quantiles: tuple
     levels: tuple
     count: tf.Tensor
+
+    def __repr__(self):
+        times = f"{tuple(self.t.shape)} times" if self.t.shape.rank else "one time"
+        count = tf.get_static_value(self.count)
+        shapes = tf.nest.map_structure(lambda leaf: tuple(leaf.shape), self.mean)
+        return (
+            f"Summary(of {'unknown' if count is None else int(count)} trajectories at {times}; "
+            f"mean, var, median: {shapes}, quantiles {self.levels})"
+        )
 
     def plot(self, data=None, ax=None, labels=None):
         """Draws mean and ribbon; see `keras_neuralde.plot.summary`."""
@@ -150,7 +159,15 @@ def _quantiles(y, levels):
 
 
 def solve_ensemble(
-    problem, trajectories, solver="auto", *, vary=None, seed=None, batch_size=None, **keywords
+    problem,
+    trajectories,
+    solver="auto",
+    *,
+    vary=None,
+    seed=None,
+    batch_size=None,
+    progress=False,
+    **keywords,
 ):
     """Solves a problem, written for one trajectory, for many.
 
@@ -169,6 +186,8 @@ def solve_ensemble(
         seed: an integer; `None` for a fresh one. The seed of a trajectory depends on it and on `i`
             alone, so that chunks do not change results.
         batch_size: trajectories solved at once, default 16,384; it bounds the memory of a solve.
+        progress: draw a bar over the chunks, or over the time span of a single one, where a
+            terminal can show it.
         **keywords: those of `solve`, but for `batch_ndims`.
 
     Returns:
@@ -226,6 +245,9 @@ def solve_ensemble(
     if keywords.get("events"):
         keywords["events"] = [spread.batched(event) for event in as_events(keywords["events"])]
     chunks = []
+    several = batch_size < trajectories
+    report = progress_bar() if progress and several else lambda done: None
+    keywords["progress"] = progress and not several
     for start in range(0, trajectories, batch_size):
         # The last chunk repeats its last trajectory: one shape, one program.
         indices = tf.minimum(tf.range(start, start + batch_size), trajectories - 1)
@@ -236,6 +258,7 @@ def solve_ensemble(
             batch = JumpProblem(batch, [spread.batched(jump) for jump in jumps])
         sol = solve(batch, solver, batch_ndims=1, seed=noise, **keywords)
         chunks.append(_cut(sol, min(batch_size, trajectories - start), timed))
+        report(min(1.0, (start + batch_size) / trajectories))
     return _join(chunks, timed)
 
 

@@ -104,6 +104,7 @@ class HybridRing(NamedTuple):
         notes: `(size, 3, rows)` int32: the channel whose root cut the step or -1, whether the
             step's end was a stop, and the counter of random numbers.
         before: `(size, channels, rows, width)`, the states before the affects.
+        kind: an empty tuple: all steps are of one kind.
     """
 
     times: tf.Tensor
@@ -112,6 +113,7 @@ class HybridRing(NamedTuple):
     fired: tf.Tensor
     notes: tf.Tensor
     before: tf.Tensor
+    kind: tuple = ()
 
 
 class Log(NamedTuple):

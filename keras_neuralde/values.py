@@ -87,7 +87,10 @@ def to_tensor(leaf, dtype):
             raise ValueError(
                 f"expected a rectangular array of numbers. Received: {leaf}"
             ) from error
-    return tf.convert_to_tensor(leaf)
+    tensor = tf.convert_to_tensor(leaf)
+    if not (tensor.dtype.is_floating or tensor.dtype.is_integer or tensor.dtype.is_bool):
+        raise TypeError(f"states and parameters must be numbers. Received: {leaf!r}")
+    return tensor
 
 
 def as_float(value, dtype, name):

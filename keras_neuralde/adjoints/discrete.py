@@ -46,7 +46,8 @@ class Trail(NamedTuple):
         turns: the valid records in it.
         segments: how many segments there were.
         slots: carries at segment starts, `(checkpoints + 1, ...)`; the last one is scratch.
-        decisions: accept bits of the segments that start at a slot.
+        decisions: accept bits of the segments that start at a slot, and below them, where the
+            solver switches, the bits of the kinds of their steps.
         stride: segments between slots.
     """
 
@@ -93,8 +94,8 @@ class Discrete(Adjoint):
                     tf.where(failed, tf.zeros_like(times_bar), times_bar),
                     tf.where(failed[:, None], tf.zeros_like(states_bar), states_bar),
                 )
-            backward = _Backward(plan, field, bound, y0, checkpoints, time_gradient)
-            return backward(trail, outcome, y_bar, told, theta)
+            backward = Backward(plan, field, bound, checkpoints, time_gradient, y0, told)
+            return backward(trail, outcome, y_bar, theta)
 
         return differentiable(self.name, task, field, y0, terms, forward, primal, backward)
 
@@ -106,7 +107,7 @@ def _forward(plan, g, y0, terms, checkpoints):
     slots = tf.nest.map_structure(
         lambda leaf: tf.zeros(tf.concat([[checkpoints + 1], tf.shape(leaf)], 0), leaf.dtype), carry
     )
-    words = -(-plan.segment // _BITS)
+    words = -(-plan.segment // _BITS) * (1 + plan.switches)
     decisions = tf.zeros((checkpoints + 1, words, tf.shape(y0)[0]), tf.int32)
     zero = tf.constant(0)
     trail = Trail(ring, zero, zero, slots, decisions, tf.constant(1))
@@ -118,7 +119,7 @@ def _forward(plan, g, y0, terms, checkpoints):
         slots = tf.nest.map_structure(lambda b, v: write(b, slot, v), trail.slots, carry)
         carry, ring, turns = run_segment(plan, g, terms, carry, trail.ring)
         outputs = collect(plan, terms, ring, turns, outputs)
-        decisions = write(trail.decisions, slot, _pack_decisions(ring, turns, words))
+        decisions = write(trail.decisions, slot, _pack_decisions(ring, turns))
         trail = Trail(ring, turns, trail.segments + 1, slots, decisions, trail.stride)
         return carry, trail, outputs
 
@@ -147,35 +148,51 @@ def _make_room(trail, checkpoints):
     )
 
 
-def _pack_decisions(ring, turns, words):
-    """The accept decisions of a segment as bits, `(words, rows)`."""
+def _pack_decisions(ring, turns):
+    """The accept decisions of a segment, and the kinds of its steps, as bits, `(words, rows)`."""
     size = ring.times.shape[0]
     accepted = tf.not_equal(ring.times[:, 0], ring.times[:, -1])
     accepted &= tf.range(size)[:, None] < turns
-    accepted = tf.pad(tf.cast(accepted, tf.int32), [[0, words * _BITS - size], [0, 0]])
-    bits = tf.reshape(accepted, (words, _BITS, -1)) * (2 ** tf.range(_BITS))[:, None]
+    if isinstance(ring.kind, tuple):
+        return _pack(accepted)
+    return tf.concat([_pack(accepted), _pack(ring.kind > 0.0)], axis=0)
+
+
+def _pack(flags):
+    """`(size, rows)` booleans as bits, `(words, rows)`."""
+    size = flags.shape[0]
+    words = -(-size // _BITS)
+    flags = tf.pad(tf.cast(flags, tf.int32), [[0, words * _BITS - size], [0, 0]])
+    bits = tf.reshape(flags, (words, _BITS, -1)) * (2 ** tf.range(_BITS))[:, None]
     return tf.reduce_sum(bits, axis=1)
 
 
-def _unpack_decisions(bits, size):
-    """The inverse of `_pack_decisions`, `(size, rows)` booleans."""
-    shifted = bits[:, None, :] // (2 ** tf.range(_BITS))[:, None]
-    flags = tf.reshape(shifted % 2, (bits.shape[0] * _BITS, -1))
-    return tf.equal(flags[:size], 1)
+def _unpack_decisions(bits, plan):
+    """The inverse of `_pack_decisions`: `(size, rows)` booleans, the kinds likewise or `()`."""
+
+    def unpack(bits):
+        shifted = bits[:, None, :] // (2 ** tf.range(_BITS))[:, None]
+        flags = tf.reshape(shifted % 2, (bits.shape[0] * _BITS, -1))
+        return tf.equal(flags[: plan.segment], 1)
+
+    if not plan.switches:
+        return unpack(bits), ()
+    accepted, kinds = tf.split(bits, 2, axis=0)
+    return unpack(accepted), unpack(kinds)
 
 
-class _Backward:
+class Backward:
     """The backward pass, as one callable from cotangents to cotangents."""
 
-    def __init__(self, plan, field, terms, y0, checkpoints, time_gradient):
+    def __init__(self, plan, field, terms, checkpoints, time_gradient, y0=None, told=()):
         self.plan = plan
         self.field = field
         self.terms = terms
-        self.y0 = y0
+        self.y0, self.told = y0, told
         self.checkpoints = checkpoints
         self.time_gradient = time_gradient
 
-    def __call__(self, trail, outcome, y_bar, told, theta):
+    def __call__(self, trail, outcome, y_bar, theta):
         plan, terms, field = self.plan, self.terms, self.field
         hybrid = plan.happenings is not None
         saves_bar = save_rate = None
@@ -197,21 +214,7 @@ class _Backward:
             save=self._last_save(outcome) if plan.saves else tf.zeros_like(zeros, tf.int32),
             count=outcome.log[-1] if hybrid else tf.zeros_like(zeros, tf.int32),
         )
-        last = trail.segments - 1
-        positions = tf.range(self.checkpoints + 1) * trail.stride
-        top = last // trail.stride
-
-        def more(segment, *_):
-            return segment >= 0
-
-        def one_segment(segment, slots, positions, top, ring, turns, walk):
-            state = self._restore(trail, segment, last, slots, positions, top, ring, turns, theta)
-            slots, positions, top, ring, turns = state
-            walk = self._walk_back(ring, turns, walk, theta, y_bar, save_rate, told)
-            return segment - 1, slots, positions, top, ring, turns, walk
-
-        loop = (last, trail.slots, positions, top, trail.ring, trail.turns, walk)
-        walk = tf.while_loop(more, one_segment, loop)[-1]
+        walk = self.turns(trail, walk, theta, y_bar, save_rate)
 
         y0_bar, t_bar = walk.y_bar, walk.t_bar
         if plan.saves:
@@ -224,7 +227,7 @@ class _Backward:
         theta_bar, variables_bar = list(walk.theta_bar), list(walk.variables_bar)
         if hybrid:
             y0_bar, t_bar, theta_first, variables_first = plan.happenings.reverse_start(
-                field, theta, terms, self.y0, y0_bar, t_bar, walk.count, told
+                field, theta, terms, self.y0, y0_bar, t_bar, walk.count, self.told
             )
             theta_bar = [a + b for a, b in zip(theta_bar, theta_first, strict=True)]
             variables_bar = [a + b for a, b in zip(variables_bar, variables_first, strict=True)]
@@ -245,6 +248,35 @@ class _Backward:
             return tf.zeros_like(y_bar[0])
         last = self.terms.saves == outcome.control[T]
         return tf.reduce_sum(tf.where(last[:, :, None], y_bar, tf.zeros_like(y_bar)), axis=0)
+
+    def turns(self, trail, walk, theta, y_bar, save_rate):
+        """All turns of the loop backwards, one segment after the other.
+
+        Args:
+            trail: the `Trail`.
+            walk: the `_Walk` at the end.
+            theta: the differentiable tensors.
+            y_bar: the cotangents of the states at the save points.
+            save_rate: those of the save times, or `None`.
+
+        Returns:
+            The `_Walk` at the start.
+        """
+        last = trail.segments - 1
+        positions = tf.range(self.checkpoints + 1) * trail.stride
+        top = last // trail.stride
+
+        def more(segment, *_):
+            return segment >= 0
+
+        def one_segment(segment, slots, positions, top, ring, turns, walk):
+            state = self._restore(trail, segment, last, slots, positions, top, ring, turns, theta)
+            slots, positions, top, ring, turns = state
+            walk = self._walk_back(ring, turns, walk, theta, y_bar, save_rate)
+            return segment - 1, slots, positions, top, ring, turns, walk
+
+        loop = (last, trail.slots, positions, top, trail.ring, trail.turns, walk)
+        return tf.while_loop(more, one_segment, loop)[-1]
 
     def _last_save(self, outcome):
         """Per row, the index of its last save point (NaN pads come after it)."""
@@ -283,7 +315,7 @@ class _Backward:
                 self.terms,
                 carry,
                 ring,
-                (recorded, _unpack_decisions(bits, plan.segment)),
+                (recorded, *_unpack_decisions(bits, plan)),
             )
             return current + 1, carry, slots, positions, top, ring, turns
 
@@ -293,19 +325,21 @@ class _Backward:
         )
         return slots, positions, top, ring, turns
 
-    def _walk_back(self, ring, turns, walk, theta, y_bar, save_rate, told):
+    def _walk_back(self, ring, turns, walk, theta, y_bar, save_rate):
         """The vector-Jacobian products of one segment, last turn first."""
 
         def one_turn(turn, walk):
             record = tf.nest.map_structure(lambda buffer: tf.gather(buffer, turn), ring)
-            return turn - 1, self._reverse(record, walk, theta, y_bar, save_rate, told)
+            step = self.plan.solver.taken(record.kind)
+            times = record.times[0], record.times[-1]
+            walk = self.reverse(step, *times, record.y, walk, theta, y_bar, save_rate, record)
+            return turn - 1, walk
 
         return tf.while_loop(lambda turn, walk: turn >= 0, one_turn, (turns - 1, walk))[1]
 
-    def _reverse(self, record, walk, theta, y_bar, save_rate, told):
+    def reverse(self, step, t, t_next, y, walk, theta, y_bar, save_rate, record=None):
         """One turn backwards."""
         plan, terms = self.plan, self.terms
-        t, t_next, y = record.times[0], record.times[-1], record.y
         dense_bar = None
         t_extra = t_next_extra = 0.0
         save, direct = walk.save, 0.0
@@ -316,12 +350,12 @@ class _Backward:
         y1_bar, end_bar, count, more = walk.y_bar, walk.t_bar, walk.count, None
         if plan.happenings is not None:
             more = plan.happenings.reverse(
-                plan, self.field, theta, record, walk.y_bar, walk.t_bar, walk.count, told
+                plan, self.field, theta, record, walk.y_bar, walk.t_bar, walk.count, self.told
             )
             y1_bar, end_bar, count = more.y1, more.t_next, more.count
             dense_bar = more.dense if dense_bar is None else dense_bar + more.dense
             direct, t_extra = direct + more.y, t_extra + more.t
-        t_bar, t_next_bar, y_before, theta_bar, variables_bar = plan.solver.step_vjp(
+        t_bar, t_next_bar, y_before, theta_bar, variables_bar = step.step_vjp(
             self.field, t, t_next, y, theta, y1_bar, dense_bar, self.time_gradient
         )
         y_before += direct

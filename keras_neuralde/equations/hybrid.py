@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from keras_neuralde import captures, values
+from keras_neuralde import captures, solvers, values
 from keras_neuralde.equations.base import Equation, Lifted, checked, spanning
 from keras_neuralde.equations.stochastic import trajectories_of, words_of
 from keras_neuralde.events import DISCRETE, PRESET, RATE, ROOT
@@ -30,8 +30,10 @@ class HybridEquation(Equation):
         """Whether random numbers decide what happens."""
         return any(one.kind == RATE or one.uniforms or one.waits for one in self.happenings)
 
-    def choose_solver(self, solver):
-        return self.inner.choose_solver(solver)
+    def choose_solver(self, solver, adjoint, controller):
+        chosen = self.inner.choose_solver(solver, adjoint, controller)
+        # What happens between steps is told of steps of one kind.
+        return "tsit5" if isinstance(chosen, solvers.Switching) else chosen
 
     def check(self, settings):
         self.inner.check(settings)
@@ -41,6 +43,11 @@ class HybridEquation(Equation):
             raise ValueError(
                 f"events and jumps are not for {kind}; use a method such as 'tsit5' on an "
                 f"ODEProblem. Received: solver={solver!r}"
+            )
+        if solver.switches or solver.watches or solver.splits:
+            raise ValueError(
+                "events and jumps need a method whose steps are all of one kind, for an equation "
+                f"in one part; use 'tsit5', or 'rodas5p' for stiff equations. Received: {solver!r}"
             )
         if solver.copies > 1:
             raise ValueError(
