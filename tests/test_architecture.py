@@ -11,8 +11,10 @@ ROOT = pathlib.Path(keras_neuralde.__file__).parent
 FLOORS = (
     ("values", "bounds", "programs", "captures", "freezing", "observation", "tableaus"),
     ("plot", "solution", "refusals", "parameters", "problems", "state", "brownian", "sparsity"),
+    ("events", "jumps"),
     ("controllers", "fields", "stochastic_field", "split_field", "interpolation", "history"),
     ("solvers", "consistency"),
+    ("happenings",),
     ("integrate",),
     ("adjoints",),
     ("settings", "equations", "arguments", "execution"),
