@@ -238,8 +238,9 @@ def solve_ensemble(
     timed = len(shape) == 1
     batch_size = min(batch_size, trajectories)
     seed = int(np.random.default_rng().integers(2**31)) if seed is None else seed
-    jumps = problem.jumps if isinstance(problem, JumpProblem) else None
-    if jumps is not None:
+    jumps = None
+    if isinstance(problem, JumpProblem):
+        jumps = problem.jumps
         problem, vary = problem.problem, _varying(vary, jumps)
     spread = _Spread(problem, vary, seed)
     if keywords.get("events"):
