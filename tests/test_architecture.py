@@ -19,7 +19,7 @@ FLOORS = (
     ("solve",),
     ("ensemble", "long_series", "initial_state", "tfp"),
     ("optimizers", "layers"),
-    ("minimize_result", "minimize", "training", "warmup", "export"),
+    ("minimize_result", "minimize", "distributed", "training", "warmup", "export"),
 )
 
 
