@@ -19,7 +19,7 @@ FLOORS = (
     ("solve",),
     ("ensemble", "long_series", "environment", "initial_state", "tfp"),
     ("optimizers", "layers", "callbacks"),
-    ("minimize_result", "minimize", "training", "warmup", "export"),
+    ("minimize_result", "minimize", "distributed", "training", "warmup", "export"),
 )
 
 
