@@ -1,5 +1,7 @@
 """Running a checked solve: as part of a graph, or eagerly through a compiled program."""
 
+import contextlib
+import contextvars
 import dataclasses
 import enum
 import math
@@ -94,9 +96,23 @@ def run_eagerly(equation, settings, layout, inputs, shape, what):
     return programs.get(key, references, make)(inputs)
 
 
+_differentiable: contextvars.ContextVar = contextvars.ContextVar("differentiable", default=True)
+
+
+@contextlib.contextmanager
+def without_gradients():
+    """A scope for graphs that nobody will differentiate: what gradients need is left out."""
+    token = _differentiable.set(False)
+    try:
+        yield
+    finally:
+        _differentiable.reset(token)
+
+
 def run_in_graph(equation, settings, layout, inputs, shape, what):
     """Makes the solve part of the graph that is being built."""
     gradient = Gradient.EXPECTED if tape_is_active() else Gradient.POSSIBLE
+    gradient = gradient if _differentiable.get() else Gradient.NEVER
     lifted = lift(equation, layout, inputs)
     return what(lifted, settings, layout, inputs, shape, gradient)
 

@@ -16,6 +16,7 @@ ROUNDS = (
     ("tests/layers",),
     ("tests/test_training.py", "tests/test_minimize.py", "tests/test_freezing.py"),
     ("tests/test_examples.py",),
+    ("tests/test_export.py",),
     ("keras_neuralde",),
 )
 _NOTHING_SELECTED = 5

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(keras_neuralde.__file__).parent
 FLOORS = (
     ("values", "bounds", "programs", "captures", "freezing", "observation", "tableaus"),
     ("plot", "solution", "refusals", "parameters", "problems", "state", "brownian", "sparsity"),
-    ("controllers", "fields", "stochastic_field", "interpolation", "history"),
+    ("controllers", "fields", "stochastic_field", "split_field", "interpolation", "history"),
     ("solvers", "consistency"),
     ("integrate",),
     ("adjoints",),
@@ -19,7 +19,7 @@ FLOORS = (
     ("solve",),
     ("ensemble", "long_series", "environment", "initial_state", "tfp"),
     ("optimizers", "layers", "callbacks"),
-    ("minimize_result", "minimize", "training"),
+    ("minimize_result", "minimize", "training", "warmup", "export"),
 )
 
 

@@ -3,12 +3,14 @@
 from keras_neuralde.equations.base import Context
 from keras_neuralde.equations.delayed import DelayEquation
 from keras_neuralde.equations.ordinary import OrdinaryEquation
+from keras_neuralde.equations.split import SplitEquation
 from keras_neuralde.equations.stochastic import StochasticEquation, TrajectorySeeds
-from keras_neuralde.problems import DDEProblem, ODEProblem, SDEProblem
+from keras_neuralde.problems import DDEProblem, ODEProblem, SDEProblem, SplitODEProblem
 
 #: The kind of equation that each problem is.
 KINDS = {
     ODEProblem: OrdinaryEquation,
+    SplitODEProblem: SplitEquation,
     SDEProblem: StochasticEquation,
     DDEProblem: DelayEquation,
 }

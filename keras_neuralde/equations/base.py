@@ -19,8 +19,14 @@ class Equation:
     def __init__(self, problem):
         self.problem = problem
 
-    def choose_solver(self, solver):
-        """The solver that is meant by `solver`; refuses nothing that `check` refuses."""
+    def choose_solver(self, solver, adjoint, controller):
+        """The solver that is meant by `solver`; refuses nothing that `check` refuses.
+
+        Args:
+            solver: what the caller of `solve` passed, and so are the rest.
+            adjoint: what the solver must be able to go through.
+            controller: how its steps are to be chosen.
+        """
         return solver
 
     def check(self, settings):

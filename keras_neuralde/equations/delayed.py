@@ -16,7 +16,7 @@ from keras_neuralde.settings import Shape
 class DelayEquation(Equation):
     """A `DDEProblem`."""
 
-    def choose_solver(self, solver):
+    def choose_solver(self, solver, adjoint, controller):
         solver = solvers.get(solver)
         return solver if solver.remembers else solvers.MethodOfSteps(solver)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from keras_neuralde import captures, values
+from keras_neuralde import adjoints, captures, controllers, solvers, values
 from keras_neuralde.controllers import Constant
 from keras_neuralde.equations.base import Equation, Lifted, checked, spanning
 from keras_neuralde.fields import Field, Implicit
@@ -16,6 +16,16 @@ class OrdinaryEquation(Equation):
 
     _pattern = None
 
+    def choose_solver(self, solver, adjoint, controller):
+        if solver != "auto":
+            return solver
+        if self.problem.mass_matrix is not None:
+            return "rodas5p"
+        # Neither other adjoints nor constant steps go with a method that switches.
+        constant = isinstance(controllers.get(controller or "I"), Constant)
+        switches = adjoints.get(adjoint).name == "discrete" and not constant
+        return solvers.Switching() if switches else "tsit5"
+
     def check(self, settings):
         problem, solver = self.problem, settings.solver
         refuse_delay_solver(problem, solver)
@@ -23,6 +33,11 @@ class OrdinaryEquation(Equation):
             raise ValueError(
                 f"solver {solver.name!r} is for an SDEProblem; an ODEProblem has no noise. "
                 "Use an ODE solver such as 'tsit5'."
+            )
+        if solver.splits:
+            raise ValueError(
+                f"{solver!r} is for a SplitODEProblem; an ODEProblem has one part. Use "
+                f"{solver.name!r}, which treats all of it implicitly."
             )
         for name in ("mass_matrix", "jacobian", "jac_sparsity"):
             if getattr(problem, name) is not None and not solver.implicit:

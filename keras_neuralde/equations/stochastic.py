@@ -16,11 +16,14 @@ from keras_neuralde.programs import function_key
 from keras_neuralde.settings import Shape
 from keras_neuralde.stochastic_field import StochasticField, StochasticFunctions
 
+# The adjoints that know what to do with noise.
+_ADJOINTS = ("discrete", "forward", "backsolve", "reversible")
+
 
 class StochasticEquation(Equation):
     """An `SDEProblem`."""
 
-    def choose_solver(self, solver):
+    def choose_solver(self, solver, adjoint, controller):
         if solver != "auto":
             return solver
         problem = self.problem
@@ -67,11 +70,7 @@ class StochasticEquation(Equation):
                 "dense=True is not for stochastic equations: their paths have no interpolant. "
                 "Ask for save points; each of them ends a step."
             )
-        if settings.adjoint.name != "discrete":
-            raise ValueError(
-                "a stochastic equation has the gradient adjoint='discrete' only. "
-                f"Received: adjoint={settings.adjoint!r}"
-            )
+        _check_adjoint(problem, settings.adjoint)
         if settings.joint:
             raise ValueError(
                 "step_control='joint' is not for stochastic equations: each trajectory has its own "
@@ -98,6 +97,21 @@ class StochasticEquation(Equation):
         functions = StochasticFunctions(problem.f, problem.g, problem.noise, problem.noise_dim)
         drift = captures.lift(checked(problem.f, layout), *spanning(layout, p))
         return LiftedStochastic(functions.lift(drift, layout, p))
+
+
+def _check_adjoint(problem, adjoint):
+    if adjoint.name not in _ADJOINTS:
+        raise ValueError(
+            f"a stochastic equation has the gradients {list(_ADJOINTS)}. "
+            f"Received: adjoint={adjoint!r}"
+        )
+    rough = problem.interpretation == "ito" and problem.noise != "additive"
+    if adjoint.name == "backsolve" and rough:
+        raise ValueError(
+            "adjoint='backsolve' follows the Stratonovich integral: use adjoint='discrete', or "
+            "rewrite the drift as f - ½ Σ (∂g/∂y) g with interpretation='stratonovich'. "
+            "Received: interpretation='ito'"
+        )
 
 
 class LiftedStochastic(Lifted):

@@ -49,6 +49,25 @@ class DifferentialEquationLayer(keras.layers.Layer):
         """What the solver computes in: the variable dtype, float32 at least."""
         return "float64" if self.variable_dtype == "float64" else "float32"
 
+    @property
+    def takes_times(self):
+        """Whether save times are among the inputs that the layer was built with."""
+        return _is_pair(self._input_shape()) if self.built else False
+
+    def served_inputs(self):
+        """The arguments of a signature of the layer alone: `[InputSpec]`, or a list of them."""
+        if not self.built:
+            raise ValueError(
+                f"the layer {self.name!r} has no state shape yet: call it on data once before it "
+                "is exported."
+            )
+        return [keras.InputSpec(self.state_dtype, _state_shape(self._input_shape()), name="y0")]
+
+    def _input_shape(self):
+        """The shape that the layer was built with, or a list of them."""
+        shapes = self.get_build_config() or {}
+        return shapes.get("input_shape", ())
+
     def _to_state(self, tensor):
         return tf.cast(tf.convert_to_tensor(tensor), self.state_dtype)
 
@@ -150,6 +169,21 @@ class PureModel:
             value = scope.get_current_value(variable)
             if value is not None:
                 variable.assign(value)
+
+
+def _is_pair(input_shape):
+    return len(input_shape) > 0 and isinstance(input_shape[0], (list, tuple))
+
+
+def _state_shape(input_shape):
+    """The shape of y0 with a free batch axis."""
+    shape = input_shape[0] if _is_pair(input_shape) else input_shape
+    if len(shape) < 1 or None in tuple(shape)[1:]:
+        raise ValueError(
+            "the input must have a batch axis and state axes of known size. "
+            f"Received shape: {tuple(shape)}"
+        )
+    return (None, *tuple(shape)[1:])
 
 
 def _span(t_span):

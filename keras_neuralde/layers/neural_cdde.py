@@ -127,6 +127,19 @@ class NeuralCDDE(NeuralODE):
     def compute_output_shape(self, input_shape):
         return super().compute_output_shape(self._without_past(input_shape))
 
+    def _input_shape(self):
+        shapes = super()._input_shape()
+        sampled = self.history == _SAMPLED and shapes
+        return self._without_past(shapes) if sampled else shapes
+
+    def served_inputs(self):
+        if self.history != _SAMPLED:
+            return super().served_inputs()
+        (y0,) = super().served_inputs()
+        times = keras.InputSpec(self.state_dtype, (None, None), name="past_times")
+        past = keras.InputSpec(self.state_dtype, (None, None, *y0.shape[1:]), name="past")
+        return [[y0, times, past]]
+
     def _without_past(self, inputs):
         """What `NeuralODE` takes: the inputs, or their shapes, without a sampled past."""
         if self.history != _SAMPLED:

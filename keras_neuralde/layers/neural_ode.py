@@ -3,7 +3,8 @@
 import keras
 import tensorflow as tf
 
-from keras_neuralde.layers.base import DifferentialEquationLayer, PureModel
+from keras_neuralde.layers import request
+from keras_neuralde.layers.base import DifferentialEquationLayer, PureModel, _is_pair, _state_shape
 from keras_neuralde.problems import ODEProblem
 from keras_neuralde.solve import solve
 
@@ -80,11 +81,16 @@ class NeuralODE(DifferentialEquationLayer):
         """One call; `more` goes to `_problem`."""
         y0 = self._to_state(y0)
         t_span, saveat = self.t_span, self.saveat
+        served = request.of(self)
+        if served is not None and served.times is not None:
+            times = served.times
         if times is not None:
             times = self._to_state(times)
             t_span, saveat = _cover(self.t_span, times), times
         problem = self._problem(training, y0, t_span, *more)
-        solution = solve(problem, self._solver, saveat=saveat, batch_ndims=1, **self.solve_keywords)
+        # What "auto" stands for depends on the problem.
+        solver = "auto" if self.solver == "auto" else self._solver
+        solution = solve(problem, solver, saveat=saveat, batch_ndims=1, **self.solve_keywords)
         if training:
             start = tf.fill([tf.shape(y0)[0]], tf.constant(self.t_span[0], y0.dtype))
             self._pure.advance_state(start, self._model_input(y0))
@@ -140,21 +146,6 @@ class NeuralODE(DifferentialEquationLayer):
         return cls(**config)
 
 
-def _is_pair(input_shape):
-    return len(input_shape) > 0 and isinstance(input_shape[0], (list, tuple))
-
-
-def _state_shape(input_shape):
-    """The shape of y0 with a free batch axis."""
-    shape = input_shape[0] if _is_pair(input_shape) else input_shape
-    if len(shape) < 1 or None in tuple(shape)[1:]:
-        raise ValueError(
-            "the input must have a batch axis and state axes of known size. "
-            f"Received shape: {tuple(shape)}"
-        )
-    return (None, *tuple(shape)[1:])
-
-
 def _split(inputs):
     """`y0` and the call's times."""
     if isinstance(inputs, (list, tuple)):
@@ -167,9 +158,9 @@ def _split(inputs):
 
 
 def _cover(t_span, times):
-    """A span from `t0` over all times of the call."""
+    """A span from `t0` over all times of the call, or of a row where rows have their own."""
     t0, t1 = (tf.constant(t, times.dtype) for t in t_span)
     present = tf.where(tf.math.is_finite(times), times, t0)
     if t_span[1] >= t_span[0]:
-        return t0, tf.maximum(t1, tf.reduce_max(present))
-    return t0, tf.minimum(t1, tf.reduce_min(present))
+        return t0, tf.maximum(t1, tf.reduce_max(present, axis=-1))
+    return t0, tf.minimum(t1, tf.reduce_min(present, axis=-1))

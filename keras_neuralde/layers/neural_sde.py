@@ -5,6 +5,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_neuralde import solvers
+from keras_neuralde.equations import TrajectorySeeds
+from keras_neuralde.layers import request
 from keras_neuralde.layers.base import DifferentialEquationLayer, PureModel
 from keras_neuralde.layers.neural_ode import _cover, _is_pair, _split, _state_shape
 from keras_neuralde.problems import SDEProblem
@@ -67,21 +69,28 @@ class StochasticLayer(DifferentialEquationLayer):
         y0, times = _split(inputs)
         y0 = start = self._to_state(y0)
         t_span, saveat = self.t_span, self.saveat
-        if times is not None:
-            times = self._to_state(times)
-            t_span, saveat = _cover(self.t_span, times), times
+        served = request.of(self)
+        if served is not None and served.times is not None:
+            times = served.times
         n = self.trajectories
         if n is not None:
             y0 = tf.repeat(y0, n, axis=0)
-            if times is not None and times.shape.rank == 2:
+        if times is not None:
+            times = saveat = self._to_state(times)
+            if n is not None and times.shape.rank == 2:
                 saveat = tf.repeat(times, n, axis=0)
+            t_span = _cover(self.t_span, saveat)
+        noise = self._path_seed(training, seed)
+        if served is not None:
+            own = _words(self.seed)
+            noise = TrajectorySeeds(*request.seeds(served, self, tf.shape(start)[0], own, n or 1))
         problem = self._problem(y0, t_span, training)
         solution = solve(
             problem,
             self._solver,
             saveat=saveat,
             batch_ndims=1,
-            seed=self._path_seed(training, seed),
+            seed=noise,
             **self.solve_keywords,
         )
         if training:
@@ -291,6 +300,12 @@ def _count(trajectories):
             f"`trajectories` must be an integer of at least 1 or None. Received: {trajectories!r}"
         )
     return int(trajectories)
+
+
+def _words(seed):
+    """An integer seed as two words, as `solve` takes it apart."""
+    words = [seed % 2**32, (seed >> 32) % 2**32]
+    return tf.constant(np.array(words, np.uint32).view(np.int32))
 
 
 def _seed(seed):
