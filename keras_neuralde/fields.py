@@ -195,6 +195,28 @@ class Field:
             out = self._evaluate(self._time(t, y), y, theta)
         return _or_zeros(tape.gradient(out, y, output_gradients=weights), y)
 
+    def precondition(self, function, t, y, scale, b):
+        """What `function(t, y, s, b)` makes of packed states; see `solvers.LinearSolver`.
+
+        Args:
+            function: the user's.
+            t: `(rows,)`.
+            y: `(rows, width)`.
+            scale: s, `(rows,)`.
+            b: `(rows, width)`.
+        """
+        made = function(self._time(t, y), self._unpack(y), self._time(scale, y), self._unpack(b))
+        try:
+            tf.nest.assert_same_structure(self._layout.structure, made)
+            packed = self._layout.pack(tf.nest.map_structure(tf.convert_to_tensor, made))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                "preconditioner(t, y, s, b) must return the structure of `y`. "
+                f"Expected: {self._layout.structure}. Received: {made}"
+            ) from error
+        packed.set_shape(b.shape)
+        return packed
+
     def _dense(self, time, z, theta):
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(z)
@@ -306,6 +328,10 @@ class BoundField:
     def pull(self, t, y, weights):
         """See `Field.pull`."""
         return self._field.pull(t, y, weights, self._theta)
+
+    def precondition(self, function, t, y, scale, b):
+        """See `Field.precondition`."""
+        return self._field.precondition(function, t, y, scale, b)
 
 
 def colour_rows(sparsity):

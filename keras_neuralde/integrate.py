@@ -16,8 +16,8 @@ from keras_neuralde.interpolation import Interpolant
 from keras_neuralde.solution import Status
 
 # Rows of the packed control block; one column per trajectory. The last two are there only when the
-# controller looks back. A solver that watches for stiffness has four more rows (kind, signs,
-# implicit steps, switches), and one that counts its evaluations does so in one more at the end.
+# controller looks back. A solver that watches for stiffness has rows of its own after them, and
+# one that counts its evaluations does so in one more at the end.
 T, H, ACCEPTED, REJECTED, STATUS, ERROR, ERROR_BEFORE = range(7)
 # What STATUS holds, besides the codes of `Status`, while a row has steps to take: whether the last
 # attempt was accepted or rejected.
@@ -163,7 +163,7 @@ def start(plan, g, y0, terms):
     zero = tf.zeros_like(rows)
     control = [terms.t0, h, zero, zero, status]
     control += [rows, rows] if plan.looks_back else []
-    control += 4 * [zero] if plan.watches else []
+    control += plan.watches * [zero]
     control += [zero] if plan.counts else []
     return Carry(y0, state, tf.stack(control))
 
@@ -199,7 +199,7 @@ def attempt(plan, g, terms, carry, forced=None):
     """
     t, h, accepted, rejected, status, *errors = tf.unstack(carry.control)
     counted = [errors.pop()] if plan.counts else []
-    modes = [errors.pop() for _ in range(4)][::-1] if plan.watches else []
+    modes = [errors.pop() for _ in range(plan.watches)][::-1]
     if forced is not None and plan.switches:
         modes[0] = tf.where(forced[0], tf.cast(forced[2], t.dtype), modes[0])
     kind = modes[:1] if plan.switches else []
@@ -256,9 +256,9 @@ def attempt(plan, g, terms, carry, forced=None):
     if plan.looks_back:
         errors = [tf.where(accept, error, errors[0]), tf.where(accept, *errors)]
     if plan.watches:
-        modes, h = plan.solver.switch(modes, step.stiffness, accept, h)
+        modes, h = plan.solver.switch(modes, step.stiff, accept, h)
     if plan.watches and not plan.switches:
-        stiff = (modes[0] > 0.0) & (status < 0.0)
+        stiff = plan.solver.gives_up(modes) & (status < 0.0)
         status = tf.where(stiff, float(Status.STIFF) * one, status)
     if plan.counts:
         counted = [counted[0] + tf.where(running, step.num_f, 0.0)]

@@ -298,7 +298,7 @@ def _methods_taken(solver, control):
     """How many accepted steps were implicit, and how often the method changed."""
     accepted = tf.cast(control[ACCEPTED], tf.int32)
     none = tf.zeros_like(accepted)
-    if not solver.watches:
+    if not solver.switches:
         return (accepted if solver.implicit else none), none
     # The last row counts evaluations.
     return tf.cast(control[-3], tf.int32), tf.cast(control[-2], tf.int32)
