@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras_neuralde import values
 from keras_neuralde.equations import TrajectorySeeds
 from keras_neuralde.execution import programs
-from keras_neuralde.problems import ODEProblem, SDEProblem
+from keras_neuralde.problems import ODEProblem, SDEProblem, SplitODEProblem
 from keras_neuralde.programs import function_key
 from keras_neuralde.solution import Solution, Stats
 from keras_neuralde.solve import progress_bar, solve
@@ -170,8 +170,9 @@ def solve_ensemble(
     """Solves a problem, written for one trajectory, for many.
 
     Args:
-        problem: an `ODEProblem` or `SDEProblem` for one trajectory: its functions see one state
-            and a scalar time. The noise of a trajectory depends on `seed` and its number alone.
+        problem: an `ODEProblem`, `SplitODEProblem` or `SDEProblem` for one trajectory: its
+            functions see one state and a scalar time. The noise of a trajectory depends on `seed`
+            and its number alone.
         trajectories: how many.
         solver: as in `solve`.
         vary: `vary(problem, i, seed)` returns a remade problem for trajectory `i`, a scalar int32
@@ -204,8 +205,11 @@ def solve_ensemble(
     >>> tuple(sol.y.shape), tuple(sol.summary().mean.shape)
     ((2, 100), (2,))
     """
-    if not isinstance(problem, (ODEProblem, SDEProblem)):
-        raise TypeError(f"`problem` must be an ODEProblem or an SDEProblem. Received: {problem!r}")
+    if not isinstance(problem, (ODEProblem, SplitODEProblem, SDEProblem)):
+        raise TypeError(
+            "`problem` must be an ODEProblem, a SplitODEProblem or an SDEProblem. "
+            f"Received: {problem!r}"
+        )
     _check_count("trajectories", trajectories)
     batch_size = min(trajectories, _BATCH_SIZE) if batch_size is None else batch_size
     _check_count("batch_size", batch_size)
@@ -271,7 +275,7 @@ class _Spread:
         self._y_leaves = len(tf.nest.flatten(self._y0))
         self._functions = {
             name: _batched(getattr(problem, name), _template(self._p), self._y_leaves)
-            for name in ("f", "g", "jacobian")
+            for name in ("f", "g", "jacobian", "f_explicit", "f_implicit")
             if callable(getattr(problem, name, None))
         }
         self._which: list = []
