@@ -10,7 +10,17 @@ ROOT = pathlib.Path(keras_neuralde.__file__).parent
 # From the ground up. A module may import from its own line and from the lines above it.
 FLOORS = (
     ("values", "bounds", "programs", "captures", "freezing", "observation", "tableaus"),
-    ("plot", "solution", "refusals", "parameters", "problems", "state", "brownian", "sparsity"),
+    (
+        "plot",
+        "solution",
+        "refusals",
+        "parameters",
+        "problems",
+        "state",
+        "rows",
+        "brownian",
+        "sparsity",
+    ),
     ("controllers", "fields", "stochastic_field", "split_field", "interpolation", "history"),
     ("solvers", "consistency"),
     ("integrate",),
@@ -19,7 +29,7 @@ FLOORS = (
     ("solve",),
     ("ensemble", "long_series", "environment", "initial_state", "tfp"),
     ("optimizers", "layers", "callbacks"),
-    ("minimize_result", "minimize", "training", "warmup", "export"),
+    ("minimize_result", "minimize", "distributed", "training", "warmup", "export"),
 )
 
 
