@@ -8,8 +8,10 @@ import tensorflow as tf
 
 from keras_neuralde import rows, values
 from keras_neuralde.equations import TrajectorySeeds
+from keras_neuralde.events import as_events
 from keras_neuralde.execution import programs
-from keras_neuralde.problems import DDEProblem, ODEProblem, SDEProblem
+from keras_neuralde.jumps import JumpProblem
+from keras_neuralde.problems import DDEProblem, ODEProblem, SDEProblem, SplitODEProblem
 from keras_neuralde.programs import function_key
 from keras_neuralde.solution import Solution, Stats
 from keras_neuralde.solve import progress_bar, solve
@@ -171,9 +173,9 @@ def solve_ensemble(
     """Solves a problem, written for one trajectory, for many.
 
     Args:
-        problem: an `ODEProblem`, `SDEProblem` or `DDEProblem` for one trajectory: its functions
-            see one state and a scalar time. The noise of a trajectory depends on `seed` and its
-            number alone.
+        problem: an `ODEProblem`, `SDEProblem`, `DDEProblem` or `JumpProblem` for one trajectory:
+            its functions, those of jumps and events included, see one state and a scalar time. The
+            noise of a trajectory depends on `seed` and its number alone.
         trajectories: how many.
         solver: as in `solve`.
         vary: `vary(problem, i, seed)` returns a remade problem for trajectory `i`, a scalar int32
@@ -208,9 +210,11 @@ def solve_ensemble(
     >>> tuple(sol.y.shape), tuple(sol.summary().mean.shape)
     ((2, 100), (2,))
     """
-    if not isinstance(problem, (ODEProblem, SDEProblem, DDEProblem)):
+    if not isinstance(problem, (ODEProblem, SplitODEProblem, SDEProblem, DDEProblem, JumpProblem)):
         raise TypeError(
-            f"`problem` must be an ODEProblem, an SDEProblem or a DDEProblem. Received: {problem!r}"
+            "`problem` must be an ODEProblem, a SplitODEProblem, an SDEProblem, a DDEProblem or a "
+            "JumpProblem. "
+            f"Received: {problem!r}"
         )
     _check_count("trajectories", trajectories)
     if batch_size is None:
@@ -240,7 +244,13 @@ def solve_ensemble(
     timed = len(shape) == 1
     batch_size = min(batch_size, trajectories)
     seed = int(np.random.default_rng().integers(2**31)) if seed is None else seed
+    jumps = None
+    if isinstance(problem, JumpProblem):
+        jumps = problem.jumps
+        problem, vary = problem.problem, _varying(vary, jumps)
     spread = _Spread(problem, vary, seed)
+    if keywords.get("events"):
+        keywords["events"] = [spread.batched(event) for event in as_events(keywords["events"])]
     chunks = []
     several = batch_size < trajectories
     report = progress_bar() if progress and several else lambda done: None
@@ -248,11 +258,32 @@ def solve_ensemble(
     for start in range(0, trajectories, batch_size):
         # The last chunk repeats its last trajectory: one shape, one program.
         indices = tf.minimum(tf.range(start, start + batch_size), trajectories - 1)
-        noise = TrajectorySeeds(seed, indices) if isinstance(problem, SDEProblem) else None
-        sol = solve(spread(indices), solver, batch_ndims=1, seed=noise, **keywords)
+        random = jumps is not None or isinstance(problem, SDEProblem)
+        noise = TrajectorySeeds(seed, indices) if random else None
+        batch = spread(indices)
+        if jumps is not None:
+            batch = JumpProblem(batch, [spread.batched(jump) for jump in jumps])
+        sol = solve(batch, solver, batch_ndims=1, seed=noise, **keywords)
         chunks.append(_cut(sol, min(batch_size, trajectories - start), timed))
         report(min(1.0, (start + batch_size) / trajectories))
     return _join(chunks, timed)
+
+
+def _varying(vary, jumps):
+    """A function that varies the equation of a jump problem, from one that varies the problem."""
+    if vary is None:
+        return None
+
+    def inner(problem, i, seed):
+        made = vary(JumpProblem(problem, jumps), i, seed)
+        if not isinstance(made, JumpProblem) or made.jumps is not jumps:
+            raise ValueError(
+                "`vary` must return a problem with the same jumps: problem.remake(...) of y0, p or "
+                f"t_span. Received: {made!r}"
+            )
+        return made.problem
+
+    return inner
 
 
 def _shape(saveat):
@@ -279,14 +310,14 @@ class _Spread:
         self._y_leaves = len(tf.nest.flatten(self._y0))
         self._functions = {
             name: rows.by_row(getattr(problem, name), _template(self._p), self._y_leaves)
-            for name in ("f", "g", "jacobian")
+            for name in ("f", "g", "jacobian", "f_explicit", "f_implicit")
             if callable(getattr(problem, name, None))
         }
         self._lags = sum(not callable(lag) for lag in getattr(problem, "lags", ()))
         if isinstance(problem, DDEProblem):
             arguments = _template(self._p), self._y_leaves
             self._functions["f"] = rows.delayed_by_row(problem.f, *arguments)
-            self._functions["history"] = rows.history_by_row(problem.history, *arguments)
+            self._functions["history"] = rows.by_row(problem.history, *arguments, place=1)
         self._which: list = []
         self._jit = True
 
@@ -313,6 +344,17 @@ class _Spread:
             t_span=tuple(full.get(k, base[k]) for k in (span, span + 1)),
             p={"shared": shared, "varied": varied},
         )
+
+    def batched(self, record):
+        """An event or a jump, whose functions see one trajectory, for a batch."""
+        template, first = _template(self._p), self._y_leaves
+        functions = {}
+        for field in dataclasses.fields(record):
+            function = getattr(record, field.name)
+            if callable(function):
+                place = 3 if field.name == "mark_sampler" else 2
+                functions[field.name] = rows.by_row(function, template, first, place)
+        return dataclasses.replace(record, **functions)
 
     def _leaves(self, y0, p, problem):
         leaves = [values.to_tensor(leaf, self._dtype) for leaf in tf.nest.flatten(y0)]
@@ -433,7 +475,16 @@ def _cut(sol, count, timed):
         y=tf.nest.map_structure(part, sol.y),
         stats=_map_stats(lambda row: row[:count], sol.stats),
         status=sol.status[:count],
+        log_likelihood=None if sol.log_likelihood is None else part(sol.log_likelihood),
+        **{name: _map_or_none(lambda x: x[:count], getattr(sol, name)) for name in _HAPPENED},
     )
+
+
+_HAPPENED = ("event_times", "event_states", "event_index", "num_events")
+
+
+def _map_or_none(function, *nests):
+    return None if nests[0] is None else tf.nest.map_structure(function, *nests)
 
 
 def _map_stats(function, *stats):
@@ -454,5 +505,10 @@ def _join(chunks, timed):
         y=tf.nest.map_structure(glue(int(timed)), *(sol.y for sol in chunks)),
         stats=_map_stats(glue(0), *(sol.stats for sol in chunks)),
         status=glue(0)(*(sol.status for sol in chunks)),
+        log_likelihood=_map_or_none(glue(int(timed)), *(sol.log_likelihood for sol in chunks)),
+        **{
+            name: _map_or_none(glue(0), *(getattr(sol, name) for sol in chunks))
+            for name in _HAPPENED
+        },
         timed=timed,
     )

@@ -5,40 +5,30 @@ import itertools
 import tensorflow as tf
 
 
-def by_row(one, template, first):
-    """A field for one trajectory as a field for a batch.
+def by_row(one, template, first, place=2):
+    """A function for one trajectory as a function for a batch.
 
     Args:
-        one: the field, `one(t, y, p)`.
+        one: the function, such as `one(t, y, p)`.
         template: the structure of its p.
         first: the number of the first leaf of p.
+        place: which of its arguments is p.
     """
 
-    def field(t, y, p):
+    def batched(*arguments):
+        before, p, after = arguments[:place], arguments[place], arguments[place + 1 :]
+
         def row(arguments):
-            t, y, varied = arguments
-            return one(t, y, _parameters(varied, p["shared"], template, first))
+            before, varied, after = arguments
+            return one(*before, _parameters(varied, p["shared"], template, first), *after)
 
-        return tf.vectorized_map(row, (t, y, p["varied"]))
+        return tf.vectorized_map(row, (before, p["varied"], after))
 
-    return field
-
-
-def history_by_row(one, template, first):
-    """The same for a history, `one(t, p)`."""
-
-    def history(t, p):
-        def row(arguments):
-            t, varied = arguments
-            return one(t, _parameters(varied, p["shared"], template, first))
-
-        return tf.vectorized_map(row, (t, p["varied"]))
-
-    return history
+    return batched
 
 
 def delayed_by_row(one, template, first):
-    """The same for the field of a delay equation, `one(t, y, h, p)`.
+    """`by_row` for the field of a delay equation, `one(t, y, h, p)`.
 
     All trajectories read their pasts together, so that the field is mapped once more for every
     read: first for the time of the first one, then, with what was read there, for that of the

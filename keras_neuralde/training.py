@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 from keras.src.models.functional import Functional
 
+from keras_neuralde import distributed
 from keras_neuralde.optimizers.closure import closure_stage
 from keras_neuralde.optimizers.line_search import Progress
 
@@ -21,6 +22,9 @@ class ClosureTrainer:
     updated once by one clean forward pass, and `fit` ends when the optimizer has converged.
 
     `jit_compile="auto"` compiles on a CPU too, unless a distribution strategy is in scope.
+
+    Under `tf.distribute.MirroredStrategy` and `MultiWorkerMirroredStrategy` every optimizer takes
+    the steps that it takes on one device: make and compile the model in the strategy's scope.
     """
 
     def _resolve_auto_jit_compile(self):
@@ -30,7 +34,28 @@ class ClosureTrainer:
     def make_train_function(self, force=False):
         """As Keras's, after a look at whether the optimizer can work here."""
         _refuse_unfit(self)
-        return super().make_train_function(force)
+        strategy = self.distribute_strategy
+        if closure_stage(self.optimizer) is None or not distributed.spreads(strategy):
+            return super().make_train_function(force)
+        if self.train_function is None or force:
+            step = self._train_step_on_all
+            self.train_function = distributed.make_function(self, strategy, step, False)
+        return None
+
+    def _make_function(self, step_function):
+        """As Keras's, which fails where several workers take part."""
+        strategy = self.distribute_strategy
+        if not distributed.spans_workers(strategy):
+            return super()._make_function(step_function)
+        return distributed.make_function(self, strategy, step_function, True)
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """As Keras's, which fails where several workers take part."""
+        strategy = self._distribute_strategy
+        if iterator is not None and distributed.spans_workers(strategy):
+            _, _, batches = next(iter(iterator))
+            iterator, data_batch = None, distributed.one_share(strategy, next(batches))
+        return super()._maybe_symbolic_build(iterator, data_batch)
 
     def train_step(self, data):
         """One step of the optimizer on one batch."""
@@ -39,10 +64,33 @@ class ClosureTrainer:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if not self.built:
             self(x, training=False)
+        closure = self._closure(x, y, sample_weight, self.trainable_variables)
+        loss, values = self._minimize(closure)
+        return self._logs_after(data, loss, values)
+
+    def _train_step_on_all(self, data):
+        """The same in cross-replica context, on a batch that is spread over replicas."""
+        strategy, variables = self.distribute_strategy, self.trainable_variables
+
+        def make_closure(data):
+            return self._closure(*keras.utils.unpack_x_y_sample_weight(data), variables)
+
+        closure = distributed.closure_on_all(strategy, data, make_closure)
+        loss, values = self._minimize(closure)
+        logs = strategy.run(self._logs_after, args=(data, loss, values))
+        return distributed.means(strategy, logs)
+
+    def _minimize(self, closure):
+        """One step of the closure optimizer: the loss, and the values where it belongs."""
+        deterministic = not self.non_trainable_variables
         variables = self.trainable_variables
-        state = self.non_trainable_variables
-        closure = self._closure(x, y, sample_weight, variables)
-        loss, values, _ = self.optimizer.minimize_step(closure, variables, not state)
+        loss, values, _ = self.optimizer.minimize_step(closure, variables, deterministic)
+        return loss, values
+
+    def _logs_after(self, data, loss, values):
+        """Updates metrics and other state by one forward pass, and returns the logs."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        variables, state = self.trainable_variables, self.non_trainable_variables
         rows = tf.shape(next(leaf for leaf in tf.nest.flatten(x) if leaf is not None))[0]
         self._loss_tracker.update_state(loss, sample_weight=rows)
         custom = type(self).compute_metrics is not keras.Model.compute_metrics
@@ -105,10 +153,11 @@ class ClosureTrainer:
 
     def _build_for(self, x, whole):
         """Builds model and optimizer before the first step, so that it can be told of its data."""
-        if not self.built and whole:
-            self(tf.nest.map_structure(lambda leaf: leaf[:1], x), training=False)
-        if self.built:
-            self.optimizer.build(self.trainable_variables)
+        with self.distribute_strategy.scope():
+            if not self.built and whole:
+                self(tf.nest.map_structure(lambda leaf: leaf[:1], x), training=False)
+            if self.built:
+                self.optimizer.build(self.trainable_variables)
 
     def train_on_batch(self, *arguments, **keywords):
         """As `keras.Model.train_on_batch`; a closure optimizer takes every batch for a new one."""
@@ -171,12 +220,8 @@ def _refuse_unfit(model):
                 f"Received: the policy {model.dtype_policy.name} and a LossScaleOptimizer"
             )
     stage = closure_stage(optimizer)
-    replicas = model.distribute_strategy.num_replicas_in_sync
-    if stage is not None and replicas > 1:
-        raise ValueError(
-            f"{type(stage).__name__} works on one device. "
-            f"Received: a distribution strategy with {replicas} replicas"
-        )
+    if stage is not None:
+        distributed.refuse_asynchronous(model.distribute_strategy, type(stage).__name__)
 
 
 class _Convergence(keras.callbacks.Callback):

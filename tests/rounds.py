@@ -16,7 +16,7 @@ ROUNDS = (
     ("tests/layers",),
     ("tests/test_training.py", "tests/test_minimize.py", "tests/test_freezing.py"),
     ("tests/test_examples.py",),
-    ("tests/test_export.py",),
+    ("tests/test_export.py", "tests/test_distributed.py"),
     ("keras_neuralde",),
 )
 _NOTHING_SELECTED = 5

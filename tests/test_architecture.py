@@ -21,15 +21,17 @@ FLOORS = (
         "brownian",
         "sparsity",
     ),
+    ("events", "jumps"),
     ("controllers", "fields", "stochastic_field", "split_field", "interpolation", "history"),
     ("solvers", "consistency"),
+    ("happenings",),
     ("integrate",),
     ("adjoints",),
     ("settings", "equations", "arguments", "execution"),
     ("solve",),
     ("ensemble", "long_series", "environment", "initial_state", "tfp"),
     ("optimizers", "layers", "callbacks"),
-    ("minimize_result", "minimize", "training", "warmup", "export"),
+    ("minimize_result", "minimize", "distributed", "training", "warmup", "export"),
 )
 
 

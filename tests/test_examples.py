@@ -64,6 +64,30 @@ def test_the_delay_of_mackey_glass_data_is_found():
     np.testing.assert_allclose(np.exp(layer.log_lags.numpy()[0]), 14.0, rtol=0.01)
 
 
+@pytest.mark.slow
+def test_the_restitution_of_a_bouncing_ball():
+    """Computed independently: the stationary point next to 0.8, and the only solution."""
+    e, h = load("30_bouncing_ball").run()
+    np.testing.assert_allclose(e, [0.866554105, 0.988008392], atol=1e-6)
+    np.testing.assert_allclose(h, [19.3679028154539, 20.0], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_doses_are_learned():
+    """The data are computed independently, and a published test asks for less than 1."""
+    losses, _, data = load("31_dosing").run()
+    np.testing.assert_allclose(data.sum(0), [57.259597078373, 37.385272975696], rtol=1e-7)
+    assert losses[-1] < 1.0
+
+
+@pytest.mark.slow
+def test_a_rate_is_learned_from_times():
+    """The rate itself moves between 1 and 5."""
+    rate, _, times = load("33_jump_rate").run()
+    assert load("33_jump_rate").error(rate) < 0.4
+    assert abs(len(times) / 200 - 12.0) < 4.0 * np.sqrt(12.0 / 200) + 0.5
+
+
 def test_lotka_volterra_is_controlled():
     """The true minimum is 0; a published run ended at 2e-6."""
     result = load("02_lotka_volterra_control").run()
@@ -273,3 +297,33 @@ def test_the_delay_of_the_lynx_is_found():
     result = load("25_lynx_delay").run()
     assert abs(result.minimum - 1.84018) < 1e-3
     np.testing.assert_allclose(np.exp(result.minimizer[:3]), [0.7029, 2.3378, 19.467], rtol=5e-3)
+
+
+def test_fisher_kpp_data():
+    """Against values computed independently."""
+    field = load("20_fisher_kpp").data().numpy()
+    np.testing.assert_allclose(field[-1, [0, 12]], [0.9100353941889, 0.9589347303418], rtol=1e-8)
+    np.testing.assert_allclose(field.sum(), 162.26140112389, rtol=1e-9)
+    np.testing.assert_allclose((field**2).sum(), 122.97537573573, rtol=1e-9)
+
+
+@pytest.mark.slow
+def test_reaction_and_stencil_are_learned():
+    result, reaction, _ = load("20_fisher_kpp").run(0)
+    assert result.minimum < 1e-4, result
+    p = result.minimizer
+    np.testing.assert_allclose(p["scale"] * p["stencil"], [6.25, -12.5, 6.25], rtol=0.01)
+    u = np.linspace(0.0, 1.0, 21)
+    np.testing.assert_allclose(reaction(u, p["weights"]), u * (1.0 - u), atol=0.01)
+
+
+@pytest.mark.slow
+def test_coefficients_of_the_heat_equation_are_recovered():
+    """Published: an initial loss of 153.74716, and (1, 1) to nine digits or more."""
+    example = load("21_heat_equation")
+    target = example.states(example.TRUTH)
+    np.testing.assert_allclose(target.numpy()[-1].max(), 1.00580978, rtol=1e-7)
+    np.testing.assert_allclose(
+        example.loss_function(target)(example.GUESS), 153.74716386883014, rtol=1e-7
+    )
+    np.testing.assert_allclose(example.run().minimizer, [1.0, 1.0], rtol=1e-8)

@@ -93,7 +93,7 @@ class Chain(keras.optimizers.Optimizer):
     @property
     def stage(self):
         """The index of the current stage."""
-        done = int(self.iterations.numpy())
+        done = int(tf.convert_to_tensor(self.iterations))
         return sum(done >= end for end in self._ends)
 
     def _stage(self):

@@ -109,7 +109,7 @@ class ClosureOptimizer(keras.optimizers.Optimizer):
     @property
     def progress(self):
         """How the optimizer stands: a `Progress`."""
-        return Progress(int(self._status)) if self.built else Progress.RUNNING
+        return Progress(int(tf.convert_to_tensor(self._status))) if self.built else Progress.RUNNING
 
     def closure_stage(self):
         """Itself: the optimizer that evaluates the loss, as in a `Chain`."""
@@ -123,7 +123,7 @@ class ClosureOptimizer(keras.optimizers.Optimizer):
     @property
     def num_evaluations(self):
         """Evaluations of the loss and its gradient so far."""
-        return int(self._evaluations) if self.built else 0
+        return int(tf.convert_to_tensor(self._evaluations)) if self.built else 0
 
     def start(self, same_data):
         """Forgets what belongs to the data: the loss, and that the search had ended.
