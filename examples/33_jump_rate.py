@@ -63,7 +63,7 @@ def run(seed=0, count=200, steps=400):
 
     def loss(p):
         problem = nde.ODEProblem(lambda t, y, p: rate(t, p)[0], 0.0 * p[0], SPAN, p)
-        integral = nde.solve(problem, rtol=1e-5, atol=1e-6).y
+        integral = nde.solve(problem, "tsit5", rtol=1e-5, atol=1e-6).y
         return integral - tf.reduce_sum(tf.math.log(rate(tf.constant(times), p))) / count
 
     result = nde.minimize(loss, vector, [(keras.optimizers.Adam(0.01), steps)], progress=False)
