@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-fast lint format docs bench clean
+.PHONY: help demo test test-fast lint format docs gallery notebooks dist bench clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -44,11 +44,23 @@ format: $(STAMP)test  ## format the sources and repair what can be repaired
 docs: $(STAMP)docs  ## build the documentation into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
+gallery: $(STAMP)plot $(STAMP)examples  ## run the examples and keep their pictures in docs/images/
+	$(PY) docs/gallery.py
+
+notebooks: $(STAMP)docs  ## make a notebook of each example, in notebooks/
+	$(PY) docs/notebooks.py
+
+dist: $(STAMP)dist $(STAMP)test  ## build sdist and wheel, check them, and try each in an environment of its own
+	rm -rf build dist
+	$(PY) -m build --quiet
+	$(PY) -m twine check --strict dist/*
+	$(PY) -m tests.fresh_install dist/*.whl dist/*.tar.gz
+
 bench: $(STAMP)bench  ## measure beside other packages; results go to benchmarks/results/
 	$(PY) -m benchmarks.run
 
 clean:  ## remove what was built; the environments stay
-	rm -rf build dist site demo_output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist site notebooks demo_output .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find keras_neuralde tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(PY):

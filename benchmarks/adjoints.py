@@ -68,7 +68,7 @@ def _run(case, adjoint, smoke):
         done = subprocess.run(
             command, stdout=subprocess.PIPE, check=True, text=True, env=environment
         )
-        memory = _program_memory(folder)
+        memory = program_memory(folder)
     return json.loads(done.stdout.splitlines()[-1]) | {"memory": memory}
 
 
@@ -107,7 +107,7 @@ def measure(case, adjoint, smoke):
     }
 
 
-def _program_memory(folder):
+def program_memory(folder):
     """Megabytes of all buffers of the largest compiled program, as XLA's assignment lists them."""
     sizes = [0]
     for path in pathlib.Path(folder).glob("*buffer-assignment*"):

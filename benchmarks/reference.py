@@ -73,6 +73,9 @@ def _target(workload, given):
 def _reference(workload, given, target):
     if workload.field in workloads.STIFF:
         return _stiff_reference(workload, given, target)
+    if workload.field == "lorenz":
+        times = given["times"][: workload.compared]
+        return states(_lorenz(given["p"][0]), given["y0"], times)
     field, pullback = field_of(workload, given["p"])
     y = states(field, given["y0"], given["times"])
     if workload.task == "solve":
@@ -217,6 +220,16 @@ def _lotka_volterra(p):
         return to_state, np.array([wu * u, -wu * u * v, -wv * v, wv * u * v])
 
     return field, pullback
+
+
+def _lorenz(p):
+    sigma, rho, beta = p[..., 0], p[..., 1], p[..., 2]
+
+    def field(y):
+        a, b, c = y[..., 0], y[..., 1], y[..., 2]
+        return np.stack([sigma * (b - a), a * (rho - c) - b, a * b - beta * c], -1)
+
+    return field
 
 
 def _mlp(p, power):

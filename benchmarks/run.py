@@ -95,6 +95,7 @@ def measure(workload, names, rounds, seconds):
             "arrays": path,
             "joint": TOOLS[name].joint,
             "chunked": TOOLS[name].chunked,
+            "numba": TOOLS[name].numba,
         }
         try:
             workers[name] = Worker(name, workload.cores)

@@ -35,6 +35,15 @@ machine with `make bench`.
 - **error**: largest distance from a reference (DOP853 at 1e-13, gradients from its adjoint
   equation), divided by the largest reference value; for a training step, that of the gradient.
 """
+_SCALING = """\
+## What grows with what
+
+`python -m benchmarks.scaling`: the memory of a gradient (64 trajectories of 16 components, equal
+steps of RK4) with its steps and checkpoints; a reaction and diffusion on a line by Newton-Krylov;
+the steps of one oscillator in batches of others; the time to compile.
+
+<!-- scaling -->
+"""
 _HEADER = (
     "| tool | compile | call | in a loop | × call | × fastest | error |\n"
     "|---|---|---|---|---|---|---|"
@@ -103,6 +112,7 @@ def write(results):
         parts.append(f"## {record['title']}\n\n{record['text']} {settings}.\n")
         parts.append("\n".join([_HEADER, *rows(record), ""]))
         parts.append(_circumstances(record))
+    parts.append(_SCALING)
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text("\n".join(parts))
 

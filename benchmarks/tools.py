@@ -29,6 +29,7 @@ class Tool:
             needed; empty for tools that run in the environment of the harness.
         joint: one step size for the whole batch instead of one per trajectory, in tools that
             know both.
+        numba: the field compiled by Numba.
         chunked: through the tool's own function for ensembles, from a problem for one trajectory.
         text: what the table says about it.
     """
@@ -38,6 +39,7 @@ class Tool:
     requirements: tuple = ()
     joint: bool = False
     chunked: bool = False
+    numba: bool = False
     text: str = ""
 
 
@@ -69,6 +71,15 @@ TOOLS = {
     "scipy": Tool(
         "scipy", "scipy_worker", joint=True,
         text=f"`solve_ivp` with `RK45` (stiff: `LSODA`); {_JOINT}; no gradient",
+    ),
+    "scipy_numba": Tool(
+        "scipy_numba", "scipy_worker", ("scipy", "numba", "numpy"), numba=True,
+        text="the same with a field compiled by Numba",
+    ),
+    "c": Tool(
+        "c", "c_worker",
+        text="the same method and step-size rule written in C for this one equation, `-O3`, one "
+        "core: what a machine can do without vectors",
     ),
 }  # fmt: skip
 

@@ -13,6 +13,7 @@ WITH_JOINT = (
     "diffrax_joint",
     "torchdiffeq",
 )
+CLASSIC = ("keras_neuralde", "diffrax", "torchdiffeq", "scipy", "scipy_numba", "c")
 LARGE = ("keras_neuralde", "keras_neuralde_ensemble", "diffrax")
 STIFF = ("robertson", "brusselator")
 LEARNING_RATE = 0.05
@@ -28,7 +29,8 @@ class Workload:
         name: the name of the results file.
         title: the heading in the table.
         text: what exactly is computed, for the table.
-        field: `"lotka_volterra"` with p of shape (4,) or (batch, 4); `"robertson"`, stiff, with p
+        field: `"lotka_volterra"` with p of shape (4,) or (batch, 4); `"lorenz"` with p of shape
+            (3,) or (batch, 3); `"robertson"`, stiff, with p
             of shape (3,) or (batch, 3); `"brusselator"`, stiff, with p of shape (3,); or `"mlp"`.
         task: `"solve"`; `"gradient"` of the loss with respect to p; `"train"`, a gradient and an
             Adam update.
@@ -42,6 +44,8 @@ class Workload:
         loop: how many calls the compiled loop makes.
         tools: who takes part.
         widths: layer sizes of an `"mlp"`, its input and output included.
+        compared: how many of the first save points are compared with the reference; `None` for
+            all. Chaos carries every tool away from every other in the end.
         power: an `"mlp"` sees the state to this power.
         cores: how many cores a tool may use; `None` for all. Small programs get one: a second
             core only adds hand-overs between threads, up to twice the time in XLA's loops.
@@ -61,6 +65,7 @@ class Workload:
     loop: int
     tools: tuple = FORWARD
     widths: tuple = ()
+    compared: int | None = None
     power: int = 1
     cores: int | None = None
 
@@ -82,6 +87,11 @@ _SPIRAL = {
     "rtol": 1e-3, "atol": 1e-6, "loop": 100, "widths": (2, 50, 2), "power": 3, "cores": 1,
 }  # fmt: skip
 
+_LORENZ = {
+    "field": "lorenz", "task": "solve", "t1": 100.0, "num_saves": 12, "batch": None,
+    "dtype": "float64", "rtol": 1e-8, "atol": 1e-8, "loop": 5, "cores": 1, "compared": 11,
+}  # fmt: skip
+
 _ROBERTSON = {
     "field": "robertson", "t1": 1e5, "num_saves": None, "batch": None, "dtype": "float64",
     "rtol": 1e-6, "atol": 1e-10, "loop": 20, "cores": 1,
@@ -97,7 +107,7 @@ WORKLOADS = (
         "One Lotka-Volterra trajectory",
         "t from 0 to 10, y0 = (1, 1), p = (1.5, 1, 3, 1), 101 save points.",
         task="solve",
-        **_LOTKA_VOLTERRA,
+        **_LOTKA_VOLTERRA | {"tools": CLASSIC},
     ),
     Workload(
         "lotka_volterra_gradient",
@@ -127,13 +137,13 @@ WORKLOADS = (
         "ensemble_final",
         "10,000 Lotka-Volterra trajectories, final state",
         "Each trajectory with its own parameters, within 10% of (1.5, 1, 3, 1); forward only.",
-        **_ENSEMBLE | {"num_saves": None},
+        **_ENSEMBLE | {"num_saves": None, "tools": (*FORWARD, "c")},
     ),
     Workload(
         "ensemble_101",
         "10,000 Lotka-Volterra trajectories, 101 save points",
         "The same, keeping 101 states of each.",
-        **_ENSEMBLE,
+        **_ENSEMBLE | {"tools": (*FORWARD, "c")},
     ),
     Workload(
         "ensemble_100k",
@@ -148,6 +158,20 @@ WORKLOADS = (
         "respect to the 98,880 weights.",
         field="mlp", task="gradient", t1=1.0, num_saves=None, batch=256, dtype="float32",
         rtol=1e-3, atol=1e-6, loop=5, tools=WITH_JOINT, widths=(64, 256, 256, 64),
+    ),
+    Workload(
+        "lorenz_solve",
+        "Lorenz's equations, one trajectory",
+        "σ, ρ, β = 10, 28, 8/3, y0 = (1, 0, 0), t from 0 to 100; the state is kept at 0, 1, …, 10 "
+        "and 100, and compared up to 10: later the solution is chaos.",
+        **_LORENZ | {"tools": CLASSIC},
+    ),
+    Workload(
+        "lorenz_ensemble",
+        "Lorenz's equations, 10,000 trajectories",
+        "The same, from initial values within 0.1 of (1, 0, 0). Compare its time for each "
+        "trajectory with that of one trajectory above.",
+        **_LORENZ | {"batch": 10_000, "loop": 1, "cores": None, "tools": ("keras_neuralde", "c")},
     ),
     Workload(
         "robertson_solve",
@@ -191,7 +215,7 @@ def smoke(workload):
     """The same workload at a size that only shows that it works."""
     small = {"loop": 2, "t1": min(workload.t1, 2.0)}
     if workload.num_saves is not None:
-        small |= {"num_saves": 5}
+        small |= {"num_saves": 5, "compared": workload.compared and 4}
     if workload.batch is not None and workload.batch > 1:
         small |= {"batch": 3}
     if len(workload.widths) > 3:
@@ -212,12 +236,16 @@ def inputs(workload):
     random = np.random.default_rng(0)
     make = {
         "lotka_volterra": _lotka_volterra_inputs,
+        "lorenz": _lorenz_inputs,
         "robertson": _robertson_inputs,
         "brusselator": _brusselator_inputs,
         "mlp": _mlp_inputs,
     }
     y0, p = make[workload.field](workload, random)
     times = np.linspace(0.0, workload.t1, workload.num_saves or 2)
+    if workload.compared:
+        early = np.linspace(0.0, min(10.0, 0.5 * workload.t1), workload.compared)
+        times = np.append(early, workload.t1)
     times = times[-1:] if workload.num_saves is None else times
     given = {"y0": y0, "times": times}
     cast = {name: np.asarray(array, workload.dtype) for name, array in given.items()}
@@ -230,6 +258,14 @@ def _lotka_volterra_inputs(workload, random):
         return np.ones(2), [p]
     spread = random.uniform(0.9, 1.1, (workload.batch, 4))
     return np.ones((workload.batch, 2)), [p * spread]
+
+
+def _lorenz_inputs(workload, random):
+    y0, p = np.array([1.0, 0.0, 0.0]), np.array([10.0, 28.0, 8.0 / 3.0])
+    if workload.batch is None:
+        return y0, [p]
+    spread = random.uniform(-0.1, 0.1, (workload.batch, 3))
+    return y0 + spread, [np.tile(p, (workload.batch, 1))]
 
 
 def _robertson_inputs(workload, random):

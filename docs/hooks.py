@@ -72,6 +72,39 @@ def frozen_rows():
         yield ""
 
 
+def scaling_rows():
+    """How memory, work and steps grow; nothing where they were not measured."""
+    path = _RESULTS / "scaling.json"
+    if not path.exists():
+        return
+    record = json.loads(path.read_text())
+    yield "| steps | checkpoints | memory of the gradient | time |"
+    yield "|---|---|---|---|"
+    for row in record["memory"]:
+        cells = [f"{row['steps']:,}", row["checkpoints"], f"{row['megabytes']:.3g} MB"]
+        yield "| " + " | ".join(map(str, [*cells, f"{row['seconds']:.3g} s"])) + " |"
+    yield ""
+    yield "| states, Newton-Krylov | steps | time | time per step and state |"
+    yield "|---|---|---|---|"
+    for row in record["krylov"]:
+        each = row["seconds"] / row["steps"] / row["states"]
+        yield (
+            f"| {row['states']:,} | {row['steps']} | {1e3 * row['seconds']:.3g} ms | "
+            f"{1e9 * each:.3g} ns |"
+        )
+    yield ""
+    yield "| batch of Van der Pol oscillators | steps of the first, on its own | with joint steps |"
+    yield "|---|---|---|"
+    for row in record["steps"]:
+        yield f"| {row['batch']:,} | {row['per_sample']} | {row['joint']} |"
+    yield ""
+    (row,) = record["compile"]
+    yield (
+        f"Tracing and compiling the gradient of the spiral took {row['seconds']:.2g} s; new "
+        f"values, times and tolerances led to {row['traces_after_new_values']} more traces."
+    )
+
+
 def implicit_rows():
     """The rows of the Rosenbrock and ESDIRK methods."""
     yield "| Name | Kind | Order | Error estimate | Stages | Interpolant | Mass matrix | Source |"
@@ -115,4 +148,5 @@ _TABLES = {
     "<!-- adjoints -->": adjoint_rows,
     "<!-- frozen steps -->": frozen_rows,
     "<!-- stochastic methods -->": stochastic_rows,
+    "<!-- scaling -->": scaling_rows,
 }

@@ -1,12 +1,16 @@
 """Fitting an SDE to moments: six parameters from the means and variances of many paths.
 
 The Lotka-Volterra equations with multiplicative noise, dx = (αx - βxy) dt + σ1 x dW1,
-dy = (-δy + γxy) dt + σ2 y dW2, are known through the means and variances of 10,000 paths at 101
-times. The loss is Σ (means apart)² + 0.1 Σ (variances apart)². ADAM starts from
+dy = (-δy + γxy) dt + σ2 y dW2, are known through the means and variances v of 10,000 paths at 101
+times. The loss is Σ (means apart)² / v + ½ Σ (variances apart)² / v²: each moment counts as much as
+sampling leaves it certain, which is v / n and 2 v² / n for normal paths. ADAM starts from
 (1.2, 0.8, 2.5, 0.8, 0.1, 0.1) with 500 new paths at each of 60 steps; BFGS goes on with 16,000
-paths that stay the same, so that its line search compares like with like. A published run of this
-set-up ended at (1.524, 1.020, 2.912, 0.984, 0.294, 0.333), 2.7% from the truth in the relative
-2-norm, after 250 s.
+paths that stay the same, so that its line search compares like with like.
+
+A published fit with the loss Σ (means apart)² + 0.1 Σ (variances apart)² ended at
+(1.524, 1.020, 2.912, 0.984, 0.294, 0.333), 2.7% from the truth in the relative 2-norm, after 250 s.
+That loss can do better, but slowly: its few largest terms, the peaks, hide the rest, so that BFGS
+is still 4% away after 10 iterations and within 1 to 2% after 30.
 
     python examples/12_fit_from_moments.py [--output demo_output] [--smoke]
 """
@@ -60,31 +64,34 @@ def moments(p, count, seed):
     return tf.nn.moments(paths(p, count, seed), axes=[1])
 
 
-def truth(count=10_000):
+def truth(count=10_000, seed=2024):
     """The moments of the data: paths of their own, with a method of order 1.5 and finer steps."""
     problem = nde.SDEProblem(drift, noise, np.ones((count, 2)), (0.0, 10.0), TRUTH)
     y = nde.solve(
-        problem, "sosri", saveat=TIMES, dt0=0.01, controller="constant", batch_ndims=1, seed=2024
+        problem, "sosri", saveat=TIMES, dt0=0.01, controller="constant", batch_ndims=1, seed=seed
     ).y
     return tf.nn.moments(y, axes=[1])
 
 
-def run(data, steps=60, count=500, iterations=10, last_count=16_000):
+def run(data, steps=60, count=500, iterations=5, last_count=16_000, seed=0):
     """Fits, ADAM on fresh paths first, BFGS on the same paths then: the result of `minimize`."""
     mean, variance = (tf.cast(moment, tf.float32) for moment in data)
+    # Nothing is uncertain at the start, where all paths meet.
+    certainty = tf.math.divide_no_nan(tf.ones_like(variance), variance)
 
     def apart(p, count, seed):
         means, variances = moments(p, count, seed)
-        return tf.reduce_sum((means - mean) ** 2) + 0.1 * tf.reduce_sum((variances - variance) ** 2)
+        first = tf.reduce_sum(certainty * (means - mean) ** 2)
+        return first + 0.5 * tf.reduce_sum((certainty * (variances - variance)) ** 2)
 
-    seeds = ((tf.constant([step, 0]),) for step in itertools.count())
+    seeds = ((tf.constant([step, seed]),) for step in itertools.count())
     start = tf.constant(START, tf.float32)
     near = nde.minimize(
         lambda p, seed: apart(p, count, seed), start, keras.optimizers.Adam(0.05),
         max_iters=steps, batches=seeds,
     ).minimizer  # fmt: skip
     bfgs = nde.optimizers.BFGS(initial_step_norm=0.01)
-    return nde.minimize(lambda p: apart(p, last_count, 99), near, bfgs, max_iters=iterations)
+    return nde.minimize(lambda p: apart(p, last_count, 99 + seed), near, bfgs, max_iters=iterations)
 
 
 def distance(p):

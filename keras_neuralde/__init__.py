@@ -1,6 +1,7 @@
 """keras_neuralde: differential equations inside Keras models."""
 
 from keras_neuralde import adjoints as adjoints
+from keras_neuralde import callbacks as callbacks
 from keras_neuralde import controllers as controllers
 from keras_neuralde import layers as layers
 from keras_neuralde import optimizers as optimizers
@@ -9,13 +10,17 @@ from keras_neuralde import solvers as solvers
 from keras_neuralde.ensemble import EnsembleSolution as EnsembleSolution
 from keras_neuralde.ensemble import Summary as Summary
 from keras_neuralde.ensemble import solve_ensemble as solve_ensemble
+from keras_neuralde.environment import show_versions as show_versions
 from keras_neuralde.export import export_saved_model as export_saved_model
 from keras_neuralde.initial_state import consistent_state as consistent_state
+from keras_neuralde.layers import FiniteDifference as FiniteDifference
+from keras_neuralde.layers import Laplacian as Laplacian
 from keras_neuralde.layers import NeuralCDDE as NeuralCDDE
 from keras_neuralde.layers import NeuralDSDE as NeuralDSDE
 from keras_neuralde.layers import NeuralODE as NeuralODE
 from keras_neuralde.layers import NeuralODEMM as NeuralODEMM
 from keras_neuralde.layers import NeuralSDE as NeuralSDE
+from keras_neuralde.layers import SpectralDerivative as SpectralDerivative
 from keras_neuralde.long_series import Collocation as Collocation
 from keras_neuralde.long_series import collocate as collocate
 from keras_neuralde.long_series import collocation_loss as collocation_loss
@@ -29,6 +34,7 @@ from keras_neuralde.parameters import flatten_parameters as flatten_parameters
 from keras_neuralde.problems import DDEProblem as DDEProblem
 from keras_neuralde.problems import ODEProblem as ODEProblem
 from keras_neuralde.problems import SDEProblem as SDEProblem
+from keras_neuralde.problems import SplitODEProblem as SplitODEProblem
 from keras_neuralde.solution import Solution as Solution
 from keras_neuralde.solution import SolveError as SolveError
 from keras_neuralde.solution import Stats as Stats
@@ -37,4 +43,4 @@ from keras_neuralde.solve import solve as solve
 from keras_neuralde.training import ClosureTrainer as ClosureTrainer
 from keras_neuralde.training import Model as Model
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"

@@ -1,341 +1,27 @@
-"""What a caller of `solve` passes, checked at the door and made into tensors and settings."""
-
-import dataclasses
-from typing import Any, NamedTuple
+"""What a caller of `solve` passes, checked at the door and made into tensors."""
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework.config import (
-    is_op_determinism_enabled as op_determinism_is_enabled,
-)
 
-from keras_neuralde import adjoints, controllers, solvers, values
-from keras_neuralde.history import DelayFunctions
-from keras_neuralde.problems import DDEProblem, ODEProblem, SDEProblem
-from keras_neuralde.solvers.delegated import warn_about_joint_steps
+from keras_neuralde import values
 from keras_neuralde.state import StateLayout
-from keras_neuralde.stochastic_field import StochasticFunctions
-
-_NORMS = ("rms", "max")
-_STEP_CONTROLS = ("per_sample", "joint")
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """The choices that are part of a program."""
+def prepare(equation, settings, saveat, rtol, atol, dt0, dt_min, steps=None, seed=None):
+    """Checks the arguments and makes them tensors: `(layout, inputs, shape)`.
 
-    solver: Any
-    controller: Any
-    norm: str
-    max_steps: int
-    batch_ndims: int
-    joint: bool
-    adjoint: Any
-    checkpoints: int
-    first_step: bool
-    dense: bool
-    max_record: int
-
-    @classmethod
-    def make(
-        cls, solver, *, controller, norm, max_steps, batch_ndims, step_control, adjoint,
-        checkpoints, dt0, steps, dense, max_record,
-    ):  # fmt: skip
-        """Checks the choices and fills in what depends on the solver."""
-        solver = solvers.get(solver)
-        _choice("norm", norm, _NORMS)
-        _choice("step_control", step_control, _STEP_CONTROLS)
-        _at_least("max_steps", max_steps, 1)
-        _at_least("checkpoints", checkpoints, 1)
-        _at_least("batch_ndims", batch_ndims, 0)
-        _at_least("max_record", max_record, 1)
-        adjoint = adjoints.get(adjoint)
-        joint = step_control == "joint" and batch_ndims > 0
-        if solver.delegated:
-            if batch_ndims:
-                warn_about_joint_steps(solver.name)
-            controller, adjoint, joint = None, None, batch_ndims > 0
-        else:
-            controller = _controller(solver, controller, dt0, steps)
-            if solver.implicit and adjoint.name != "discrete":
-                raise ValueError(
-                    f"implicit methods such as {solver.name!r} have the discrete gradient only; "
-                    f"use adjoint='discrete'. Received: adjoint={adjoint!r}"
-                )
-            if dense and adjoint.name != "discrete":
-                raise ValueError(
-                    "dense=True has the discrete gradient only; use adjoint='discrete', or save "
-                    f"points instead. Received: adjoint={adjoint!r}"
-                )
-        chooses = isinstance(controller, controllers.PID)
-        return cls(
-            solver, controller, norm, int(max_steps), int(batch_ndims), joint, adjoint,
-            int(checkpoints), chooses and dt0 is None, bool(dense), int(max_record),
-        )  # fmt: skip
-
-    @property
-    def constant_steps(self):
-        """Whether all steps are equal."""
-        return isinstance(self.controller, controllers.Constant)
-
-    @property
-    def chooses_steps(self):
-        """Whether the steps depend on the solution."""
-        return isinstance(self.controller, controllers.PID)
-
-    def replaying(self):
-        """The same with recorded steps."""
-        return dataclasses.replace(self, controller=controllers.Replay(), first_step=False)
-
-
-def _controller(solver, controller, dt0, steps):
-    """The step-size controller, with what it needs."""
-    if steps is not None:
-        if controller is not None or dt0 is not None:
-            raise ValueError(
-                "`steps` are taken as they are: leave out `controller` and `dt0`. "
-                f"Received: controller={controller!r}, dt0={dt0!r}"
-            )
-        return controllers.Replay()
-    controller = controllers.get(
-        ("I" if solver.adaptive else "constant") if controller is None else controller
-    )
-    constant = isinstance(controller, controllers.Constant)
-    if constant and dt0 is None:
-        raise ValueError(
-            f"solver {solver.name!r} with a constant step size needs `dt0`, the size of its "
-            "steps. Received: dt0=None"
-        )
-    if not constant and not solver.adaptive:
-        raise ValueError(
-            f"solver {solver.name!r} has no error estimate, so it cannot choose its steps: use "
-            f"controller='constant' with dt0. Received: controller={controller!r}"
-        )
-    return controller
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """What the caller's times look like, which decides the shape of the answer."""
-
-    saves: str  # "none", "scalar", "shared" or "per_sample"
-    time_gradient: bool
-    on_grid: bool = False  # whether all save points are known to be ends of equal steps
-
-
-def _choice(name, value, allowed):
-    if value not in allowed:
-        raise ValueError(f"`{name}` must be one of {list(allowed)}. Received: {value!r}")
-
-
-def _at_least(name, value, least):
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"`{name}` must be an integer of at least {least}. Received: {value!r}")
-
-
-def choose_solver(problem, solver):
-    """The solver that `"auto"` stands for; for a delay equation, wrapped in `MethodOfSteps`."""
-    if isinstance(problem, DDEProblem):
-        solver = solvers.get(solver)
-        return solver if solver.remembers else solvers.MethodOfSteps(solver)
-    if not isinstance(problem, SDEProblem) or solver != "auto":
-        return solver
-    plain = problem.noise != "general" and problem.interpretation == "ito"
-    if problem.interpretation == "stratonovich":
-        raise ValueError(
-            "solver='auto' chooses among adaptive methods, which are for the Itô integral: name "
-            "one, such as 'stochastic_heun' with dt0. Received: interpretation='stratonovich'"
-        )
-    return "sosri" if plain else "lamba_em"
-
-
-def check_problem(problem, settings):
-    """Refuses what is no problem that the solver can take."""
-    if not isinstance(problem, (ODEProblem, SDEProblem, DDEProblem)):
-        raise TypeError(
-            "`problem` must be an ODEProblem, an SDEProblem or a DDEProblem. "
-            f"Received: {problem!r} of type {type(problem).__name__}"
-        )
-    solver = settings.solver
-    if isinstance(problem, DDEProblem):
-        _check_delayed(settings)
-        return
-    if solver.remembers:
-        raise ValueError(
-            f"MethodOfSteps is for a DDEProblem; give its inner solver {solver.name!r} to a "
-            f"{type(problem).__name__}."
-        )
-    if isinstance(problem, SDEProblem):
-        _check_stochastic(problem, settings)
-        return
-    if solver.stochastic:
-        raise ValueError(
-            f"solver {solver.name!r} is for an SDEProblem; an ODEProblem has no noise. Use an ODE "
-            "solver such as 'tsit5'."
-        )
-    for name in ("mass_matrix", "jacobian", "jac_sparsity"):
-        if getattr(problem, name) is not None and not solver.implicit:
-            raise ValueError(
-                f"`{name}` belongs to implicit solvers, such as 'rodas5p'; solver "
-                f"{solver.name!r} cannot use it. Leave it out, or choose an implicit solver."
-            )
-    if problem.jacobian is not None and not callable(problem.jacobian):
-        raise TypeError(
-            f"`jacobian` must be a function jacobian(t, y, p). Received: {problem.jacobian!r}"
-        )
-
-
-def _mass_matrix(problem, solver, layout):
-    """The inputs that a mass matrix adds."""
-    if problem.mass_matrix is None:
-        return {}
-    n, dtype = layout.width, layout.dtype
-    mass = values.as_float(problem.mass_matrix, dtype, "mass_matrix")
-    if mass.shape != (n, n):
-        raise ValueError(
-            f"`mass_matrix` must be of shape ({n}, {n}) for a state of {n} components. "
-            f"Received shape: {mass.shape}"
-        )
-    known = _known(mass)
-    if known is not None and not np.all(np.isfinite(known)):
-        raise ValueError("`mass_matrix` must be finite. Received NaN or infinite entries.")
-    if known is None:
-        # Inside a graph: the equations without a time derivative are the rows of zeros.
-        constraints = tf.linalg.diag(tf.cast(tf.reduce_all(tf.equal(mass, 0.0), axis=1), dtype))
-        rank = None
-    else:
-        # The projector onto what no M y' can reach: the left null space.
-        inverse = np.linalg.pinv(known.astype(float))
-        constraints = tf.constant(np.eye(n) - known @ inverse, dtype)
-        rank = np.linalg.matrix_rank(known.astype(float))
-    if not solver.singular_mass:
-        if rank != n:
-            raise ValueError(
-                f"solver {solver.name!r} needs a mass matrix that is known when the solve is built "
-                f"and can be inverted; use 'rodas5p' or 'rosenbrock23'. Received: {mass}"
-            )
-        return {"mass_inverse": tf.constant(np.linalg.inv(known.astype(float)), dtype)}
-    return {"mass": mass} if rank == n else {"mass": mass, "constraints": constraints}
-
-
-def _sparsity(problem, layout):
-    """The pattern of the Jacobian as booleans, or `None`."""
-    if problem.jac_sparsity is None:
-        return None
-    n = layout.width
-    pattern = np.asarray(problem.jac_sparsity)
-    if pattern.shape != (n, n):
-        raise ValueError(
-            f"`jac_sparsity` must be an array of shape ({n}, {n}), nonzero where the Jacobian may "
-            f"be. Received shape: {pattern.shape}"
-        )
-    return pattern != 0
-
-
-def _check_delayed(settings):
-    if settings.joint:
-        raise ValueError(
-            "step_control='joint' is not for delay equations: each trajectory has its own past. "
-            "Leave it out."
-        )
-    if settings.adjoint.name != "discrete":
-        raise ValueError(
-            "a delay equation has the gradient adjoint='discrete' only. "
-            f"Received: adjoint={settings.adjoint!r}"
-        )
-
-
-def _lags(problem, dtype, layout):
-    """The constant lags as tensors, scalars or of the batch shape."""
-    batch = tf.TensorShape(layout.batch_shape)
-    lags = []
-    for index, given in enumerate(problem.lags):
-        if callable(given):
-            continue
-        lag = values.as_float(given, dtype, f"lags[{index}]")
-        if lag.shape.rank not in (0, layout.batch_ndims) or (
-            lag.shape.rank and not lag.shape.is_compatible_with(batch)
-        ):
-            raise ValueError(
-                f"`lags[{index}]` must be a scalar or of the batch shape {batch}. "
-                f"Received shape: {lag.shape}"
-            )
-        known = _known(lag)
-        if known is not None and not (np.all(np.isfinite(known)) and np.all(known > 0)):
-            raise ValueError(
-                f"`lags[{index}]` must be positive and finite; a lag that may vanish is a function "
-                f"(t, y, p) -> lag. Received: {given!r}"
-            )
-        lags.append(lag)
-    return lags
-
-
-def _check_stochastic(problem, settings):
-    solver = settings.solver
-    stochastic = solvers.stochastic()
-    if not solver.stochastic:
-        raise ValueError(
-            f"an SDEProblem needs a solver for stochastic equations, one of {list(stochastic)}. "
-            f"Received: {solver.name!r}"
-        )
-
-    def fitting():
-        fit = [
-            name
-            for name, method in stochastic.items()
-            if problem.noise in method.noises and problem.interpretation in method.interpretations
-        ]
-        return f"Solvers that can: {fit}."
-
-    if problem.noise not in solver.noises:
-        raise ValueError(
-            f"solver {solver.name!r} takes the noise types {list(solver.noises)}. "
-            f"Received: noise={problem.noise!r}. {fitting()}"
-        )
-    if problem.interpretation not in solver.interpretations:
-        raise ValueError(
-            f"solver {solver.name!r} computes the integral of {list(solver.interpretations)}. "
-            f"Received: interpretation={problem.interpretation!r}. {fitting()}"
-        )
-    if settings.dense:
-        raise ValueError(
-            "dense=True is not for stochastic equations: their paths have no interpolant. Ask for "
-            "save points; each of them ends a step."
-        )
-    if settings.adjoint.name != "discrete":
-        raise ValueError(
-            "a stochastic equation has the gradient adjoint='discrete' only. "
-            f"Received: adjoint={settings.adjoint!r}"
-        )
-    if settings.joint:
-        raise ValueError(
-            "step_control='joint' is not for stochastic equations: each trajectory has its own "
-            "noise and its own steps. Leave it out."
-        )
-
-
-def _known(tensor):
-    """The NumPy value of a tensor, or `None` inside a graph."""
-    value = tf.get_static_value(tensor)
-    return None if value is None else np.asarray(value)
-
-
-class Equation(NamedTuple):
-    """The functions of a problem, and what is fixed about them when a solve is traced.
-
-    Attributes:
-        f: the field.
-        jacobian: the user's Jacobian, or `None`.
-        sparsity: `(n, n)` booleans, or `None`.
+    Args:
+        equation: the `equations.Equation` of the problem.
+        settings: the `Settings`.
+        saveat: as in `solve`, and so are the rest.
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+        dt0: first or constant step.
+        dt_min: smallest step.
+        steps: recorded steps.
+        seed: the seed.
     """
-
-    f: Any
-    jacobian: Any
-    sparsity: Any
-
-
-def prepare(problem, settings, saveat, rtol, atol, dt0, dt_min, steps=None, seed=None):
-    """Checks the arguments and makes them tensors: `(equation, layout, inputs, shape)`."""
+    problem = equation.problem
     y0, p = values.as_nest(problem.y0), values.as_nest(problem.p)
     dtype = values.common_dtype(y0, p)
     y0 = _initial_state(y0, dtype)
@@ -363,91 +49,8 @@ def prepare(problem, settings, saveat, rtol, atol, dt0, dt_min, steps=None, seed
         "dt0": _step_size(0.0 if dt0 is None else dt0, dtype, "dt0", positive=dt0 is not None),
         "dt_min": _step_size(dt_min, dtype, "dt_min", positive=False),
     }
-    if isinstance(problem, DDEProblem):
-        inputs["lags"] = _lags(problem, dtype, layout)
-        watched |= any(values.is_tensor(lag) for lag in problem.constant_lags)
-        equation = Equation(DelayFunctions(problem.f, problem.history), None, None)
-        return equation, layout, inputs, Shape(kind, watched)
-    if not isinstance(problem, SDEProblem):
-        inputs |= _mass_matrix(problem, settings.solver, layout)
-        equation = Equation(problem.f, problem.jacobian, _sparsity(problem, layout))
-        return equation, layout, inputs, Shape(kind, watched)
-    inputs["seed"], inputs["trajectory"] = _seed(seed, layout)
-    # A Brownian path has no derivative with respect to time.
-    on_grid = settings.constant_steps and _on_grid(t0, t1, inputs["dt0"], saves)
-    functions = StochasticFunctions(problem.f, problem.g, problem.noise, problem.noise_dim)
-    return Equation(functions, None, None), layout, inputs, Shape(kind, False, on_grid)
-
-
-class TrajectorySeeds(NamedTuple):
-    """The noise of the trajectories with given numbers: what an ensemble passes as `seed`.
-
-    Attributes:
-        seed: the ensemble's, an integer or a `(2,)` tensor.
-        trajectory: int32 of the batch shape.
-    """
-
-    seed: Any
-    trajectory: tf.Tensor
-
-
-def _seed(seed, layout):
-    """The words of the seed, `(2,)` or `(rows, 2)` int32, and the trajectories' numbers."""
-    if isinstance(seed, TrajectorySeeds):
-        return _seed(seed.seed, layout)[0], seed.trajectory
-    if seed is None:
-        return _fresh_seed(), None
-    if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool):
-        words = [int(seed) % 2**32, (int(seed) >> 32) % 2**32]
-        return tf.constant(np.array(words, np.uint32).view(np.int32)), None
-    if not (values.is_tensor(seed) or isinstance(seed, np.ndarray)):
-        raise TypeError(
-            f"`seed` must be an integer, a tensor of integers or None. Received: {seed!r}"
-        )
-    seed = tf.convert_to_tensor(seed)
-    if not seed.dtype.is_integer:
-        raise TypeError(f"`seed` must hold integers. Received: {seed.dtype.name}")
-    if seed.dtype.size != 4:
-        seed = tf.cast(seed, tf.int32)
-    seed = tf.bitcast(seed, tf.int32)
-    if seed.shape.rank == 0:
-        return tf.stack([seed, tf.zeros_like(seed)]), None
-    each = tf.TensorShape(layout.batch_shape).concatenate([2])
-    if seed.shape.rank > 1 and seed.shape.is_compatible_with(each):
-        return tf.reshape(seed, (-1, 2)), tf.zeros_like(seed[..., 0])
-    if not seed.shape.is_compatible_with([2]):
-        raise ValueError(
-            f"`seed` must be a scalar, of shape (2,), or {each} for a seed of each trajectory. "
-            f"Received shape: {seed.shape}"
-        )
-    return seed, None
-
-
-def _fresh_seed():
-    if op_determinism_is_enabled():
-        raise ValueError(
-            "tf.config.experimental.enable_op_determinism() asks for the same numbers in every "
-            "run: give this solve a `seed`. Received: seed=None"
-        )
-    if tf.executing_eagerly():
-        return tf.constant(np.random.default_rng().integers(-(2**31), 2**31, 2, dtype=np.int32))
-    limits = {"minval": tf.int32.min, "maxval": tf.int32.max}
-    return tf.random.uniform((2,), dtype=tf.int32, **limits)
-
-
-def _on_grid(t0, t1, step, saves):
-    """Whether every save point is known to end a step of the grid."""
-    if saves is None:
-        return True
-    start, end, step, times = (_known(value) for value in (t0, t1, step, saves))
-    if start is None or end is None or step is None or times is None:
-        return False
-    start, end = start[..., None], end[..., None]
-    steps = np.abs(times - start) / step
-    eps = np.finfo(times.dtype).eps
-    slack = 4 * eps * (steps + (np.abs(start) + np.abs(times)) / step)
-    whole = np.abs(steps - np.round(steps)) <= slack
-    return bool(np.all(whole | (times == end) | np.isnan(times)))
+    inputs |= equation.inputs(settings, layout, inputs, seed)
+    return layout, inputs, equation.shape(kind, watched, settings, inputs)
 
 
 def _initial_state(y0, dtype):
@@ -457,9 +60,9 @@ def _initial_state(y0, dtype):
             raise TypeError(
                 f"`y0` must have a floating dtype; cast it. Received: {tensor.dtype.name}"
             )
-        known = _known(tensor)
+        known = values.known(tensor)
         if known is not None and not np.all(np.isfinite(known)):
-            raise ValueError("`y0` must be finite. Received a state with NaN or infinite entries.")
+            raise ValueError("`y0` must be finite. Received: a state with NaN or infinite entries.")
         return tensor
 
     if not tf.nest.flatten(y0):
@@ -500,8 +103,11 @@ def _time(value, dtype, name, layout):
             f"`{name}` must be a scalar or of the batch shape {batch}. Received shape: {t.shape}"
         )
     if t.shape.rank and layout.joint:
-        raise ValueError(f"`{name}` of each trajectory needs step_control='per_sample'.")
-    known = _known(t)
+        raise ValueError(
+            f"`{name}` of each trajectory needs step_control='per_sample'. "
+            f"Received: shape {t.shape} with step_control='joint'"
+        )
+    known = values.known(t)
     if known is not None and not np.all(np.isfinite(known)):
         raise ValueError(f"`{name}` must be finite. Received: {value!r}")
     return t
@@ -525,7 +131,10 @@ def _saves(saveat, dtype, layout):
             f"{batch}. Received shape: {times.shape}"
         )
     if layout.joint:
-        raise ValueError("`saveat` of each trajectory needs step_control='per_sample'.")
+        raise ValueError(
+            "`saveat` of each trajectory needs step_control='per_sample'. "
+            f"Received: shape {times.shape} with step_control='joint'"
+        )
     return times, "per_sample"
 
 
@@ -542,7 +151,7 @@ def _recorded_steps(steps, dtype, layout):
             "`steps` must hold at least two times, (num_steps + 1,) or (num_steps + 1, *batch) "
             f"with the batch shape {batch}, as `sol.steps` has them. Received shape: {shape}"
         )
-    known = _known(times)
+    known = values.known(times)
     if known is not None:
         moves = np.nan_to_num(np.diff(known, axis=0))
         if np.any(np.any(moves > 0, axis=0) & np.any(moves < 0, axis=0)):
@@ -559,7 +168,7 @@ def _check_times(t0, t1, saves, watched):
     """Refuses save times that are unsorted or outside the span, where values are known."""
     if saves is None:
         return None
-    start, end, times = _known(t0), _known(t1), _known(saves)
+    start, end, times = values.known(t0), values.known(t1), values.known(saves)
     if start is None or end is None or times is None:
         return saves
     start, end = start[..., None], end[..., None]
@@ -567,10 +176,13 @@ def _check_times(t0, t1, saves, watched):
     present = np.isfinite(times)
     if times.ndim == 1 and not present.all():
         raise ValueError(
-            "shared `saveat` times must be finite; only per-sample rows may be padded."
+            "shared `saveat` times must be finite; only per-sample rows may be padded. "
+            f"Received: {times}"
         )
     if np.any(present[..., 1:] & ~present[..., :-1]):
-        raise ValueError("NaN pads must come after all times of a row of `saveat`.")
+        raise ValueError(
+            f"NaN pads must come after all times of a row of `saveat`. Received: {times}"
+        )
     if np.any(np.diff(times, axis=-1) * forwards < 0):
         raise ValueError(
             "`saveat` must be sorted in the direction of integration. "
@@ -618,7 +230,7 @@ def _positive_or_zero(leaf, dtype, name):
     if isinstance(leaf, np.ndarray) and leaf.dtype == object:
         leaf = leaf.astype(dtype.as_numpy_dtype)
     tensor = values.as_float(leaf, dtype, name)
-    known = _known(tensor)
+    known = values.known(tensor)
     if known is not None and not np.all(known >= 0):
         raise ValueError(f"`{name}` must not be negative or NaN. Received: {leaf!r}")
     return tensor
@@ -628,7 +240,7 @@ def _step_size(value, dtype, name, positive):
     tensor = values.as_float(value, dtype, name)
     if tensor.shape.rank != 0:
         raise ValueError(f"`{name}` must be a scalar. Received shape: {tensor.shape}")
-    known = _known(tensor)
+    known = values.known(tensor)
     if known is not None and not (
         np.isfinite(known) and (known > 0 or not positive and known == 0)
     ):

@@ -64,7 +64,9 @@ def make_box(bounds, parameters, start):
         for side, infinity in zip(bounds, (-np.inf, np.inf), strict=True)
     )
     if np.any(np.isnan(lower)) or np.any(np.isnan(upper)):
-        raise ValueError("`bounds` must not be NaN; None or infinity means no bound.")
+        raise ValueError(
+            f"`bounds` must not be NaN; None or infinity means no bound. Received: {bounds!r}"
+        )
     if np.any(lower >= upper):
         raise ValueError("every lower bound must be below the upper one. Received: crossed bounds")
     start = np.asarray(start, float)

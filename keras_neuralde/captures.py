@@ -24,12 +24,14 @@ class LiftedFunction:
         concrete: the traced `ConcreteFunction`.
         captures: tensors with a floating dtype that the function closes over, in order.
         variables: the floating `tf.Variable`s that it reads.
+        first_parameter: how many tensors come before those of the last argument.
     """
 
     inline: Callable | None
     concrete: Any
     captures: tuple
     variables: tuple
+    first_parameter: int
     _lifted: tuple
 
     def __call__(self, args):
@@ -39,6 +41,10 @@ class LiftedFunction:
         if self.inline is not None:
             return self.inline(*args)
         return self.substituted(args, self.captures)
+
+    def uses_parameter(self, number):
+        """Whether the function reads the tensor `number` of its last argument."""
+        return bool(self.concrete.inputs[self.first_parameter + number].consumers())
 
     def substituted(self, args, captures):
         """Calls the function with other tensors in place of those it captured.
@@ -86,4 +92,6 @@ def lift(f, *specs):
     lifted = tuple(i for i, tensor in enumerate(captured) if tensor.dtype.is_floating)
     variables = tuple(v for v in concrete.graph.variables if v.dtype.is_floating)
     captures = tuple(captured[i] for i in lifted)
-    return LiftedFunction(inline, concrete, captures, variables, lifted)
+    last = [spec for spec in tf.nest.flatten(specs[-1]) if spec is not None]
+    first_parameter = len(present) - len(last)
+    return LiftedFunction(inline, concrete, captures, variables, first_parameter, lifted)

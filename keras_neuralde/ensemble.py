@@ -1,6 +1,7 @@
 """Many trajectories of one problem, written for one."""
 
 import dataclasses
+import functools
 import itertools
 from typing import Any, NamedTuple
 
@@ -8,12 +9,13 @@ import numpy as np
 import tensorflow as tf
 
 from keras_neuralde import values
-from keras_neuralde.arguments import TrajectorySeeds
-from keras_neuralde.execution import programs
+from keras_neuralde.equations import TrajectorySeeds
+from keras_neuralde.execution import programs, tape_is_active
 from keras_neuralde.problems import ODEProblem, SDEProblem
 from keras_neuralde.programs import function_key
-from keras_neuralde.solution import Solution, Stats
-from keras_neuralde.solve import solve
+from keras_neuralde.solution import Solution, SolveError, Stats, describe
+from keras_neuralde.solve import progress_bar, solve
+from keras_neuralde.spreading import Replicas
 
 _BATCH_SIZE = 16_384
 
@@ -38,6 +40,15 @@ class Summary(NamedTuple):
     quantiles: tuple
     levels: tuple
     count: tf.Tensor
+
+    def __repr__(self):
+        times = f"{tuple(self.t.shape)} times" if self.t.shape.rank else "one time"
+        count = tf.get_static_value(self.count)
+        shapes = tf.nest.map_structure(lambda leaf: tuple(leaf.shape), self.mean)
+        return (
+            f"Summary(of {'unknown' if count is None else int(count)} trajectories at {times}; "
+            f"mean, var, median: {shapes}, quantiles {self.levels})"
+        )
 
     def plot(self, data=None, ax=None, labels=None):
         """Draws mean and ribbon; see `keras_neuralde.plot.summary`."""
@@ -148,7 +159,16 @@ def _quantiles(y, levels):
 
 
 def solve_ensemble(
-    problem, trajectories, solver="auto", *, vary=None, seed=None, batch_size=None, **keywords
+    problem,
+    trajectories,
+    solver="auto",
+    *,
+    vary=None,
+    seed=None,
+    batch_size=None,
+    strategy=None,
+    progress=False,
+    **keywords,
 ):
     """Solves a problem, written for one trajectory, for many.
 
@@ -166,6 +186,12 @@ def solve_ensemble(
         seed: an integer; `None` for a fresh one. The seed of a trajectory depends on it and on `i`
             alone, so that chunks do not change results.
         batch_size: trajectories solved at once, default 16,384; it bounds the memory of a solve.
+        strategy: a `tf.distribute.MirroredStrategy` or `MultiWorkerMirroredStrategy` whose devices
+            share the work; every worker calls this function with the same arguments and gets the
+            whole solution. A trajectory does not depend on how many devices there are. Without
+            gradients, and not inside a `tf.function`.
+        progress: draw a bar over the chunks, or over the time span of a single one, where a
+            terminal can show it.
         **keywords: those of `solve`, but for `batch_ndims`.
 
     Returns:
@@ -211,17 +237,89 @@ def solve_ensemble(
             f"Received shape: {shape}"
         )
     timed = len(shape) == 1
-    batch_size = min(batch_size, trajectories)
-    seed = int(np.random.default_rng().integers(2**31)) if seed is None else seed
-    spread = _Spread(problem, vary, seed)
+    fresh = int(np.random.default_rng().integers(2**31)) if seed is None else seed
+    if strategy is not None:
+        work = functools.partial(_solve_range, timed=timed, solver=solver, batch_size=batch_size)
+        return _on_replicas(strategy, problem, vary, fresh, trajectories, work, keywords)
+    spread = _Spread(problem, vary, fresh)
+    everything = range(trajectories)
+    return _solve_range(
+        spread, everything, trajectories, timed, solver, batch_size, progress, keywords
+    )
+
+
+def _solve_range(spread, numbers, trajectories, timed, solver, batch_size, progress, keywords):
+    """The trajectories of some numbers, in chunks; beyond the last number it is repeated."""
+    count = len(numbers)
+    batch_size = min(batch_size, count)
     chunks = []
-    for start in range(0, trajectories, batch_size):
+    several = batch_size < count
+    report = progress_bar() if progress and several else lambda done: None
+    keywords = {**keywords, "progress": progress and not several}
+    for start in range(0, count, batch_size):
         # The last chunk repeats its last trajectory: one shape, one program.
-        indices = tf.minimum(tf.range(start, start + batch_size), trajectories - 1)
-        noise = TrajectorySeeds(seed, indices) if isinstance(problem, SDEProblem) else None
+        first = numbers.start + start
+        indices = tf.minimum(tf.range(first, first + batch_size), trajectories - 1)
+        noise = TrajectorySeeds(spread.seed, indices) if spread.stochastic else None
         sol = solve(spread(indices), solver, batch_ndims=1, seed=noise, **keywords)
-        chunks.append(_cut(sol, min(batch_size, trajectories - start), timed))
+        chunks.append(_cut(sol, min(batch_size, count - start), timed))
+        report(min(1.0, (start + batch_size) / count))
     return _join(chunks, timed)
+
+
+def _on_replicas(strategy, problem, vary, seed, trajectories, work, keywords):
+    """An ensemble whose trajectories are shared out to the replicas of a strategy."""
+    if not isinstance(strategy, tf.distribute.Strategy):
+        raise TypeError(f"`strategy` must be a tf.distribute.Strategy. Received: {strategy!r}")
+    if not tf.executing_eagerly() or tape_is_active():
+        raise ValueError(
+            "solve_ensemble(..., strategy=...) computes no gradients and starts the work itself: "
+            "call it outside of tf.function and of tf.GradientTape. "
+            f"Received: strategy={strategy!r}"
+        )
+    replicas = Replicas(strategy)
+    # Workers that were given no seed take that of the first.
+    seed = int(replicas.gather(replicas.run(lambda number: tf.constant([seed], tf.int64)))[0])
+    share = -(-trajectories // replicas.count)
+
+    def compute(number):
+        spread = _Spread(problem, vary, seed)
+        numbers = range(number * share, (number + 1) * share)
+        # A worker that raised alone would leave the others waiting for its share.
+        quiet = {**keywords, "throw": False}
+        return work(spread, numbers, trajectories, progress=False, keywords=quiet)
+
+    solution = _gather(replicas, replicas.run(compute))
+    solution = _cut(solution, trajectories, solution.timed)
+    codes = solution.status.numpy()
+    if keywords.get("throw", True) and codes.any():
+        raise SolveError(
+            f"the solve failed: {'; '.join(describe(codes))}. Trajectory "
+            f"{int(np.flatnonzero(codes)[0])} is the first of them. Pass throw=False to get the "
+            "solution with its status instead."
+        )
+    return solution
+
+
+def _gather(replicas, solutions):
+    """One `EnsembleSolution` from those of all replicas."""
+    one = next(iter(solutions.values()))
+    own_times = not one.timed and one.t.shape.rank == 1
+
+    def gather(part, axis=0):
+        leaves = {number: tf.nest.flatten(part(sol)) for number, sol in solutions.items()}
+        columns = range(len(tf.nest.flatten(part(one))))
+        return [replicas.gather({n: leaf[k] for n, leaf in leaves.items()}, axis) for k in columns]
+
+    names = [field.name for field in dataclasses.fields(Stats)]
+    counts = gather(lambda sol: [getattr(sol.stats, name) for name in names])
+    return EnsembleSolution(
+        t=gather(lambda sol: sol.t)[0] if own_times else one.t,
+        y=tf.nest.pack_sequence_as(one.y, gather(lambda sol: sol.y, int(one.timed))),
+        stats=Stats(*counts),
+        status=gather(lambda sol: sol.status)[0],
+        timed=one.timed,
+    )
 
 
 def _shape(saveat):
@@ -241,6 +339,7 @@ class _Spread:
 
     def __init__(self, problem, vary, seed):
         self._problem, self._vary = problem, vary
+        self.seed, self.stochastic = seed, isinstance(problem, SDEProblem)
         self._y0, self._p = values.as_nest(problem.y0), values.as_nest(problem.p)
         self._dtype = values.common_dtype(self._y0, self._p)
         self._base = self._leaves(self._y0, self._p, problem.t_span)

@@ -4,21 +4,16 @@ import contextlib
 import contextvars
 import dataclasses
 import enum
-import functools
 import math
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from keras_neuralde import captures
 from keras_neuralde.adjoints.base import Task
 from keras_neuralde.adjoints.recorded import integrate_densely
-from keras_neuralde.brownian import BrownianPath
 from keras_neuralde.consistency import is_consistent
-from keras_neuralde.controllers import Constant
-from keras_neuralde.fields import Field, Implicit
-from keras_neuralde.history import DelayField, DelayFunctions, LiftedDelay, discontinuities
+from keras_neuralde.equations import Context
 from keras_neuralde.integrate import (
     ACCEPTED,
     REJECTED,
@@ -36,108 +31,21 @@ from keras_neuralde.integrate import (
     read_saves,
     step_times,
 )
-from keras_neuralde.programs import ProgramCache, function_key
+from keras_neuralde.programs import ProgramCache
 from keras_neuralde.solution import Status
-from keras_neuralde.sparsity import find_band
-from keras_neuralde.stochastic_field import LiftedEquation, StochasticField, StochasticFunctions
 
 programs = ProgramCache()
 _RING_BYTES = 1 << 25
 _TURNS_OF_A_PART = 4096
 
 
-class Lifted(NamedTuple):
-    """The traced functions of an equation.
-
-    `field` is a `LiftedEquation` of stochastic ones and a `LiftedDelay` of those with delays.
-    """
-
-    field: Any
-    jacobian: Any
-    sparsity: Any
-
-
 def lift(equation, layout, inputs):
     """Traces the functions once and checks what they return."""
-    t = tf.TensorSpec(layout.batch_shape, layout.dtype)
 
     def spec(leaf):
         return None if leaf is None else tf.TensorSpec(leaf.shape, leaf.dtype)
 
-    p = tf.nest.map_structure(spec, inputs["p"])
-    specs = (t, layout.structure, p)
-    if isinstance(equation.f, DelayFunctions):
-        wrap = functools.partial(_checked, layout=layout)
-        delayed = equation.f.lift(layout, p, lambda f, name: wrap(f, name=name))
-        return Lifted(delayed, None, None)
-    jacobian = equation.jacobian
-    if jacobian is not None:
-        jacobian = captures.lift(_checked_jacobian(jacobian, layout), *specs)
-    stochastic = isinstance(equation.f, StochasticFunctions)
-    drift = equation.f.f if stochastic else equation.f
-    field = captures.lift(_checked(drift, layout), *specs)
-    field = equation.f.lift(field, layout, p) if stochastic else field
-    return Lifted(field, jacobian, equation.sparsity)
-
-
-def _checked_jacobian(function, layout):
-    n, batch = layout.width, list(layout.batch_shape)
-    shapes = [tf.TensorShape([*batch, n, n])]
-    if len(layout.state_shapes) == 1:
-        shapes.append(tf.TensorShape([*batch, *layout.state_shapes[0] * 2]))
-
-    def jacobian(t, y, p):
-        matrix = tf.convert_to_tensor(function(t, y, p))
-        if matrix.dtype != layout.dtype:
-            raise TypeError(
-                f"jacobian(t, y, p) must return the dtype of `y`, {layout.dtype.name}. "
-                f"Received: {matrix.dtype.name}"
-            )
-        if not any(matrix.shape.is_compatible_with(shape) for shape in shapes):
-            raise ValueError(
-                f"jacobian(t, y, p) must return the shape {shapes[0]}: ∂f_i/∂y_j in row i and "
-                f"column j. Received: {matrix.shape}"
-            )
-        return matrix
-
-    return jacobian
-
-
-def _checked(f, layout, name="f(t, y, p)"):
-    def field(*arguments):
-        dy = f(*arguments)
-        if dy is None:
-            raise ValueError(
-                f"{name} must return the structure of `y`. Received: None; is a `return` missing?"
-            )
-        try:
-            tf.nest.assert_same_structure(layout.structure, dy)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"{name} must return the structure of `y`. "
-                f"Expected: {layout.structure}. Received: {dy}"
-            ) from error
-
-        def convert(leaf, spec):
-            leaf = tf.convert_to_tensor(leaf)
-            if leaf.dtype != spec.dtype:
-                raise TypeError(
-                    f"{name} must return the dtype of `y`, {spec.dtype.name}. "
-                    f"Received: {leaf.dtype.name}"
-                )
-            same_rank = leaf.shape.rank is None or leaf.shape.rank == spec.shape.rank
-            if not same_rank or not leaf.shape.is_compatible_with(spec.shape):
-                raise ValueError(
-                    f"{name} must return the shape of `y`, {spec.shape}. Received: {leaf.shape}"
-                )
-            return leaf
-
-        flat = tf.nest.flatten(dy)
-        specs = tf.nest.flatten(layout.structure)
-        leaves = [convert(leaf, spec) for leaf, spec in zip(flat, specs, strict=True)]
-        return tf.nest.pack_sequence_as(layout.structure, leaves)
-
-    return field
+    return equation.lift(layout, tf.nest.map_structure(spec, inputs["p"]))
 
 
 class Gradient(enum.Enum):
@@ -152,7 +60,7 @@ def run_eagerly(equation, settings, layout, inputs, shape, what):
     """Runs an eager call through its compiled program.
 
     Args:
-        equation: the `arguments.Equation`.
+        equation: the `equations.Equation`.
         settings: the `Settings`.
         layout: the `StateLayout`.
         inputs: the tensors.
@@ -168,12 +76,9 @@ def run_eagerly(equation, settings, layout, inputs, shape, what):
         return repr(tf.nest.map_structure(lambda leaf: repr(signature(leaf)), nest))
 
     references: list = []
-    jacobian, sparsity = equation.jacobian, equation.sparsity
     key = (
-        _functions_key(equation.f, references), settings, layout.batch_ndims, shape, gradient,
+        equation.key(references), settings, layout.batch_ndims, shape, gradient,
         keyed(inputs), what.__name__,
-        None if jacobian is None else function_key(jacobian, references),
-        None if sparsity is None else sparsity.tobytes(),
     )  # fmt: skip
 
     def make():
@@ -189,14 +94,6 @@ def run_eagerly(equation, settings, layout, inputs, shape, what):
         return program
 
     return programs.get(key, references, make)(inputs)
-
-
-def _functions_key(f, references):
-    if isinstance(f, DelayFunctions):
-        return "delay", *(function_key(one, references) for one in (f.f, f.history))
-    if not isinstance(f, StochasticFunctions):
-        return function_key(f, references)
-    return *(function_key(one, references) for one in (f.f, f.g)), f.noise, f.noise_dim
 
 
 _differentiable: contextvars.ContextVar = contextvars.ContextVar("differentiable", default=True)
@@ -230,13 +127,12 @@ def tape_is_active():
 def trace(lifted, settings, layout, inputs, shape, gradient):
     """The solve as graph operations: tensors in, tensors out."""
     bound = bind(lifted, settings, layout, inputs, shape)
-    field, y0, terms, bad, _ = bound
+    field, y0, terms = bound.field, bound.y0, bound.terms
     if settings.solver.delegated:
         y, control, num_f = settings.solver.integrate(field, y0, terms, settings.max_steps)
         return _answer(settings, layout, inputs, bound, y, control, num_f)
     if settings.dense or settings.solver.remembers:
-        stops = _discontinuities(settings, inputs, terms)
-        y, control, record = _integrate_densely(field, y0, terms, settings, shape, stops)
+        y, control, record = _integrate_densely(field, y0, terms, settings, shape, bound.stops)
     else:
         y, control = _integrate(field, y0, terms, settings, shape, gradient)
         record = {}
@@ -249,7 +145,7 @@ def trace_part(lifted, settings, layout, inputs, shape, gradient):
     The inputs hold the `state` of the part before; the first part has `None`.
     """
     bound = bind(lifted, settings, layout, inputs, shape)
-    field, y0, terms, _, _ = bound
+    field, y0, terms = bound.field, bound.y0, bound.terms
     plan = _plan(settings, shape, _segment_of_memory(settings, y0))
     g = field.bind(field.theta)
     carry, outputs = inputs["state"] or begin(plan, g, y0, terms)
@@ -270,7 +166,7 @@ def run_with_progress(equation, settings, layout, inputs, shape, report):
     """Runs an eager call in parts.
 
     Args:
-        equation: the `arguments.Equation`.
+        equation: the `equations.Equation`.
         settings: the `Settings`.
         layout: the `StateLayout`.
         inputs: the tensors.
@@ -288,7 +184,7 @@ def run_with_progress(equation, settings, layout, inputs, shape, report):
 
 def _answer(settings, layout, inputs, bound, y, control, num_f=None):
     """The raw outputs of a solve."""
-    field, y0, terms, bad, batch_dims = bound
+    field, y0, terms, bad, batch_dims, _ = bound
     has_saves = terms.saves is not None
     if num_f is None:
         num_f = _evaluations(settings, has_saves or settings.dense, control)
@@ -314,57 +210,47 @@ def _answer(settings, layout, inputs, bound, y, control, num_f=None):
 
 def trace_steps(lifted, settings, layout, inputs, shape, gradient):
     """The times of the accepted steps of the solve; see `integrate_times`."""
-    field, y0, terms, _, _ = bind(lifted, settings, layout, inputs, shape)
+    field, y0, terms, *_ = bind(lifted, settings, layout, inputs, shape)
     plan = _plan(settings, shape, settings.max_record)
     return integrate_times(plan, field.bind(field.theta), tf.stop_gradient(y0), terms)
 
 
+class Bound(NamedTuple):
+    """The field and the loop's inputs as matrices.
+
+    Attributes:
+        field: the `Field`.
+        y0: `(rows, width)`.
+        terms: the `Terms`.
+        bad: `(rows,)`, which rows have times that cannot be served.
+        batch_dims: the batch dimensions.
+        stops: `(n, rows)`, where steps end besides the save points, or `None`.
+    """
+
+    field: Any
+    y0: tf.Tensor
+    terms: Terms
+    bad: tf.Tensor
+    batch_dims: list
+    stops: tf.Tensor | None
+
+
 def bind(lifted, settings, layout, inputs, shape):
-    """The field and the loop's inputs as matrices: `(field, y0, terms, bad, batch_dims)`."""
-    leaves = tf.nest.flatten(inputs["y0"])
-    batch_dims = layout.batch_dims(leaves)
+    """A `Bound`."""
+    batch_dims = layout.batch_dims(tf.nest.flatten(inputs["y0"]))
     p_leaves = [leaf for leaf in tf.nest.flatten(inputs["p"]) if leaf is not None]
+    # What no function reads has no gradient, rather than one of zero.
+    p_leaves = [
+        leaf if lifted.uses(number) else tf.stop_gradient(leaf)
+        for number, leaf in enumerate(p_leaves)
+    ]
     y0 = layout.pack(inputs["y0"])
     terms, bad = _terms(layout, inputs, y0, shape, settings.dense)
-    if isinstance(lifted.field, LiftedDelay):
-        implicit = _implicit(lifted, settings, inputs, terms)
-        field: Any = DelayField(lifted.field, layout, batch_dims, p_leaves, terms, implicit)
-    elif isinstance(lifted.field, LiftedEquation):
-        path = _brownian_path(lifted.field.components(layout), settings, inputs, terms, shape)
-        field = StochasticField(lifted.field, layout, batch_dims, p_leaves, path)
-    else:
-        substitute = settings.solver.delegated and bool(lifted.field.captures)
-        implicit = _implicit(lifted, settings, inputs, terms)
-        field = Field(lifted.field, layout, batch_dims, p_leaves, substitute, implicit)
+    context = Context(settings, layout, batch_dims, p_leaves, inputs, terms, shape)
+    field = lifted.bind(context)
     if settings.solver.copies > 1:
         y0 = tf.tile(y0, [1, settings.solver.copies])
-    return field, y0, terms, bad, batch_dims
-
-
-def _implicit(lifted, settings, inputs, terms):
-    """What implicit methods know of the equation."""
-    constant = not settings.solver.adaptive or isinstance(settings.controller, Constant)
-    banded = lifted.sparsity is not None and not {"mass", "mass_inverse"} & inputs.keys()
-    return Implicit(
-        inputs.get("mass"),
-        inputs.get("mass_inverse"),
-        lifted.jacobian,
-        lifted.sparsity,
-        find_band(lifted.sparsity) if banded else None,
-        None if constant else (terms.rtol, terms.atol),
-    )
-
-
-def _brownian_path(components, settings, inputs, terms, shape):
-    """The noise of all rows. It covers the whole span, whatever the save points are."""
-    rows = tf.shape(terms.t0)[0]
-    end = tf.broadcast_to(tf.reshape(inputs["t1"], [-1]), [rows])
-    trajectory = inputs["trajectory"]
-    trajectory = tf.range(rows) if trajectory is None else tf.reshape(trajectory, [-1])
-    cell = inputs["dt0"] if settings.constant_steps else None
-    return BrownianPath(
-        inputs["seed"], trajectory, components, terms.t0, end, cell=cell, split=not shape.on_grid
-    )
+    return Bound(field, y0, terms, bad, batch_dims, lifted.stops(context))
 
 
 def _plan(settings, shape, segment):
@@ -391,14 +277,6 @@ def _integrate(field, y0, terms, settings, shape, gradient):
     expected = gradient is Gradient.EXPECTED
     task = Task(plan, settings.checkpoints, settings.max_record, shape.time_gradient, expected)
     return settings.adjoint.integrate(task, field, y0, terms)
-
-
-def _discontinuities(settings, inputs, terms):
-    """Where steps of a delay equation end because of its constant lags; `None` for nowhere."""
-    if not inputs.get("lags"):
-        return None
-    lags = [tf.reshape(lag, [-1]) if lag.shape.rank else lag for lag in inputs["lags"]]
-    return discontinuities(lags, terms.t0, terms.t_end, terms.direction, settings.solver.order)
 
 
 def _integrate_densely(field, y0, terms, settings, shape, stops=None):

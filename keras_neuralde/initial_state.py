@@ -4,7 +4,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_neuralde import consistency, execution
-from keras_neuralde.arguments import Settings, check_problem, prepare
+from keras_neuralde.arguments import prepare
+from keras_neuralde.equations import kind_of
+from keras_neuralde.settings import Settings
 
 
 @tf.autograph.experimental.do_not_convert
@@ -43,12 +45,14 @@ def consistent_state(problem, *, batch_ndims=0, max_iterations=20):
         step_control="per_sample", adjoint="discrete", checkpoints=1, dt0=None, steps=None,
         dense=False, max_record=1,
     )  # fmt: skip
-    check_problem(problem, settings)
-    equation, layout, inputs, shape = prepare(problem, settings, None, None, None, None, 0.0)
+    equation = kind_of(problem)(problem)
+    equation.check(settings)
+    layout, inputs, shape = prepare(equation, settings, None, None, None, None, 0.0)
     if "constraints" not in inputs:
         return inputs["y0"]
     lifted = execution.lift(equation, layout, inputs)
-    field, y0, terms, _, batch_dims = execution.bind(lifted, settings, layout, inputs, shape)
+    bound = execution.bind(lifted, settings, layout, inputs, shape)
+    field, y0, terms, batch_dims = bound.field, bound.y0, bound.terms, bound.batch_dims
     g = field.bind(field.theta)
     limit = 1e3 * float(np.finfo(y0.dtype.as_numpy_dtype).eps)
 

@@ -16,7 +16,8 @@ from keras_neuralde.interpolation import Interpolant
 from keras_neuralde.solution import Status
 
 # Rows of the packed control block; one column per trajectory. The last two are there only when the
-# controller looks back. A solver that counts its evaluations does so in one more row.
+# controller looks back. A solver that watches for stiffness has four more rows (kind, signs,
+# implicit steps, switches), and one that counts its evaluations does so in one more at the end.
 T, H, ACCEPTED, REJECTED, STATUS, ERROR, ERROR_BEFORE = range(7)
 # What STATUS holds, besides the codes of `Status`, while a row has steps to take: whether the last
 # attempt was accepted or rejected.
@@ -66,6 +67,14 @@ class Plan:
         return self.adaptive and self.controller.looks_back
 
     @property
+    def watches(self):
+        return self.solver.watches
+
+    @property
+    def switches(self):
+        return self.solver.switches
+
+    @property
     def counts(self):
         return self.solver.counts_evaluations
 
@@ -108,12 +117,14 @@ class Carry(NamedTuple):
 class Ring(NamedTuple):
     """The records of one segment: `[t, t_next]`, the state before, interpolation coefficients.
 
-    A rejected or resting turn has `t_next == t`. `dense` is an empty tuple without save points.
+    A rejected or resting turn has `t_next == t`. `dense` is an empty tuple without save points,
+    `kind` one unless the solver switches between kinds of steps.
     """
 
     times: tf.Tensor
     y: tf.Tensor
     dense: tf.Tensor | tuple
+    kind: tf.Tensor | tuple = ()
 
 
 class Outcome(NamedTuple):
@@ -143,6 +154,7 @@ def start(plan, g, y0, terms):
     zero = tf.zeros_like(rows)
     control = [terms.t0, h, zero, zero, status]
     control += [rows, rows] if plan.looks_back else []
+    control += 4 * [zero] if plan.watches else []
     control += [zero] if plan.counts else []
     return Carry(y0, state, tf.stack(control))
 
@@ -156,6 +168,7 @@ def empty_ring(plan, carry, size):
         tf.zeros((size, 2, rows), dtype),
         tf.zeros((size, rows, width), dtype),
         tf.zeros((size, rows, degree * width), dtype) if plan.saves else (),
+        tf.zeros((size, rows), dtype) if plan.switches else (),
     )
 
 
@@ -167,17 +180,21 @@ def attempt(plan, g, terms, carry, forced=None):
         g: the field, `g(t, y)`.
         terms: the `Terms`.
         carry: the `Carry`.
-        forced: `(known, decision)`: when a recorded turn is repeated, its `(rows,)` booleans
-            replace the decision where `known`.
+        forced: `(known, decision, kind)`: when a recorded turn is repeated, its `(rows,)` booleans
+            replace the decision where `known`, and the kind of step where the solver switches.
 
     Returns:
-        The new carry and the record `(times, y, dense)` of the turn.
+        The new carry and the `Ring` entries of the turn.
     """
     t, h, accepted, rejected, status, *errors = tf.unstack(carry.control)
     counted = [errors.pop()] if plan.counts else []
+    modes = [errors.pop() for _ in range(4)][::-1] if plan.watches else []
+    if forced is not None and plan.switches:
+        modes[0] = tf.where(forced[0], tf.cast(forced[2], t.dtype), modes[0])
+    kind = modes[:1] if plan.switches else []
     running = status < 0.0
     t_next = tf.where(running, _next_time(plan, g, terms, t, h, accepted), t)
-    step = plan.solver.step(g, t, t_next, carry.y, carry.solver_state, plan.saves)
+    step = plan.solver.step(g, t, t_next, carry.y, carry.solver_state, plan.saves, *kind)
 
     if plan.adaptive:
         error = _scaled_square(plan, terms, carry.y, step)
@@ -189,7 +206,7 @@ def attempt(plan, g, terms, carry, forced=None):
         good &= step.ok
         finite &= step.ok
     if forced is not None:
-        known, decision = forced
+        known, decision, _ = forced
         good = tf.where(known, decision, good)
     accept = running & good
 
@@ -224,15 +241,21 @@ def attempt(plan, g, terms, carry, forced=None):
     status = tf.where(running, outcome, status)
     if plan.looks_back:
         errors = [tf.where(accept, error, errors[0]), tf.where(accept, *errors)]
+    if plan.watches:
+        modes, h = plan.solver.switch(modes, step.stiffness, accept, h)
+    if plan.watches and not plan.switches:
+        stiff = (modes[0] > 0.0) & (status < 0.0)
+        status = tf.where(stiff, float(Status.STIFF) * one, status)
     if plan.counts:
         counted = [counted[0] + tf.where(running, step.num_f, 0.0)]
     column = accept[:, None]
     new = Carry(
         tf.where(column, step.y1, carry.y),
         tf.where(column, step.state, carry.solver_state),
-        tf.stack([t_new, h, accepted, rejected, status, *errors, *counted]),
+        tf.stack([t_new, h, accepted, rejected, status, *errors, *modes, *counted]),
     )
-    return new, Ring(tf.stack([t, t_new]), carry.y, step.dense if plan.saves else ())
+    times, dense = tf.stack([t, t_new]), step.dense if plan.saves else ()
+    return new, Ring(times, carry.y, dense, kind[0] if kind else ())
 
 
 def _next_time(plan, g, terms, t, h, accepted):
@@ -345,8 +368,9 @@ def run_segment(plan, g, terms, carry, ring, forced=None):
         terms: the `Terms`.
         carry: the `Carry` at the start of the segment.
         ring: the `Ring` to fill.
-        forced: `(known, decisions)`: whether the decisions of this segment are on record, and
-            they, `(segment, rows)` booleans.
+        forced: `(known, decisions, kinds)`: whether the decisions of this segment are on record,
+            and they, `(segment, rows)` booleans; the kinds are an empty tuple unless the solver
+            switches.
 
     Returns:
         The carry, the ring and the number of turns.
@@ -358,7 +382,10 @@ def run_segment(plan, g, terms, carry, ring, forced=None):
         return (turn < size) & any_running(carry.control)
 
     def turn_once(turn, carry, ring):
-        decision = None if forced is None else (forced[0], tf.gather(forced[1], turn))
+        decision = None
+        if forced is not None:
+            recorded = tf.nest.map_structure(lambda flags: tf.gather(flags, turn), forced[1:])
+            decision = (forced[0], *recorded)
         seen = g.recalling(ring, turn) if remembers else g
         carry, record = attempt(plan, seen, terms, carry, decision)
         ring = tf.nest.map_structure(lambda buffer, value: write(buffer, turn, value), ring, record)

@@ -55,7 +55,7 @@ class Interpolant:
             The pair `(y, dy/dt)`, each `(n, rows, width)`.
         """
         ring = self._ring
-        rows, width = tf.shape(ring.y)[1], tf.shape(ring.y)[2]
+        rows = tf.shape(ring.y)[1]
         s = self._direction * t + tf.zeros_like(self.start)
         if from_start:
             # Past rejected attempts at the start, which have no length.
@@ -68,8 +68,10 @@ class Interpolant:
             inside &= start != stop
         h = tf.where(inside, stop - start, 1.0)[:, :, None]
         theta = tf.where(inside, t - start, 0.0)[:, :, None] / h
-        y = tf.gather(tf.reshape(ring.y, (-1, ring.y.shape[2] or width)), flat)
-        dense = tf.gather(tf.reshape(ring.dense, (self._size * rows, -1)), flat)
+        # Sizes that are known stay known: a loop's shapes must not change from 1 to unknown.
+        columns = [part.shape[2] or tf.shape(part)[2] for part in (ring.y, ring.dense)]
+        y = tf.gather(tf.reshape(ring.y, (-1, columns[0])), flat)
+        dense = tf.gather(tf.reshape(ring.dense, (-1, columns[1])), flat)
         value, slope = horner(y, tf.split(dense, self._degree, axis=-1), theta)
         return value, slope / h
 

@@ -7,6 +7,7 @@ fit the field to slopes of the smoothed data.
 """
 
 import math
+import numbers
 from typing import NamedTuple
 
 import numpy as np
@@ -274,7 +275,8 @@ def collocate(times, data, kernel="triangular", bandwidth=None, *, at=None):
     t = times.astype(float)
     if bandwidth is None:
         bandwidth = n ** (-1 / 5) * n ** (-3 / 35) * math.log(n) ** (-1 / 16) * (t[-1] - t[0])
-    if not np.ndim(bandwidth) == 0 or not np.isfinite(bandwidth) or not bandwidth > 0:
+    number = isinstance(bandwidth, numbers.Real) or getattr(bandwidth, "shape", None) == ()
+    if not number or not np.isfinite(bandwidth) or not bandwidth > 0:
         raise ValueError(f"`bandwidth` must be a positive number. Received: {bandwidth!r}")
     targets = t if at is None else np.atleast_1d(np.asarray(at, dtype=float))
     x = (t - targets[:, None]) / bandwidth

@@ -147,7 +147,8 @@ def _stages(optimizer, max_iters, batches, freeze_steps):
             method = type(method).from_config(method.get_config() | {"freeze_steps": True})
         if isinstance(getattr(method, "optimizers", None), list):
             raise TypeError(
-                "stages are a list here, not a Chain: [(Adam(0.05), 300), (BFGS(), None)]"
+                "stages are a list here, not a Chain: [(Adam(0.05), 300), (BFGS(), None)]. "
+                f"Received: {method!r}"
             )
         if steps is not None and (not isinstance(steps, int) or steps < 0):
             raise ValueError(f"a stage's iterations must be a whole number. Received: {steps!r}")
@@ -295,6 +296,8 @@ class _Run:
         self._pass = next(self._stream, None)
         if self._pass is None:
             self._stream = None
+            if self.iterations == 0:
+                raise ValueError("`batches` must hold at least one batch. Received: none")
         return self._pass is None
 
     def _batch(self):
@@ -309,7 +312,10 @@ class _Run:
             self._stream = iter(self.batches)
             batch = next(self._stream, None)
         if batch is None:
-            raise ValueError("`batches` must be an iterable that can be begun again, with a batch")
+            raise ValueError(
+                "`batches` must be an iterable that can be begun again and holds a batch. "
+                f"Received: {self.batches!r}"
+            )
         batch = batch if isinstance(batch, (tuple, list)) else (batch,)
         return tuple(tf.nest.map_structure(tf.convert_to_tensor, item) for item in batch)
 

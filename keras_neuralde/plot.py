@@ -69,14 +69,97 @@ def summary(statistics, data=None, ax=None, labels=None):
     return _finish(ax, t, data)
 
 
-def _axes(ax):
-    if ax is not None:
-        return ax
+def prediction(t, y, data=None, ax=None, labels=None):
+    """Draws predicted states as lines and measured ones as dots.
+
+    Args:
+        t: the times, `(num_times,)`.
+        y: the prediction, `(num_times, *state)`.
+        data: measured states at these times, of the same shape; NaN where there are none.
+        ax: Matplotlib axes; new ones by default.
+        labels: names of the components.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: if the shapes do not fit together.
+    """
+    t, lines = np.asarray(t), _components(y, 1)
+    points = None if data is None else _components(data, 1)
+    if t.shape != lines.shape[:1] or (points is not None and points.shape != lines.shape):
+        raise ValueError(
+            "`t`, `y` and `data` must have one entry for each time, and `y` and `data` the same "
+            f"components. Received: shapes {t.shape}, {np.shape(y)} and "
+            f"{None if data is None else np.shape(data)}"
+        )
+    ax = _axes(ax)
+    for k, name in enumerate(_names(labels, lines.shape[-1])):
+        color = COLORS[k % len(COLORS)]
+        ax.plot(t, lines[:, k], color=color, label=f"{name}, prediction")
+        if points is not None:
+            ax.plot(t, points[:, k], "o", color=color, ms=4, mfc="none", label=f"{name}, data")
+    return _finish(ax, t, None)
+
+
+def loss(history, ax=None, stages=()):
+    """Draws the loss over the iterations, on a logarithmic axis if all of it is positive.
+
+    Args:
+        history: what `fit` returned, a `MinimizeResult`, or a sequence of losses.
+        ax: Matplotlib axes; new ones by default.
+        stages: iterations at which another optimizer took over, drawn as dotted lines.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: for a history without losses.
+    """
+    record = getattr(history, "history", history)
+    curves = {"loss": record}
+    if isinstance(record, dict):
+        curves = {name: record[name] for name in ("loss", "val_loss") if name in record}
+    curves = {name: np.asarray(values, float) for name, values in curves.items()}
+    if not curves or any(values.ndim != 1 or not values.size for values in curves.values()):
+        raise ValueError(
+            "`history` must hold losses: what `fit` or `minimize` returned, or a list of numbers. "
+            f"Received: {history!r}"
+        )
+    ax = _axes(ax)
+    for color, (name, values) in zip(COLORS, curves.items(), strict=False):
+        ax.plot(np.arange(1, len(values) + 1), values, color=color, label=name)
+    if all(np.all(values > 0) for values in curves.values()):
+        ax.set_yscale("log")
+    for stage in stages:
+        ax.axvline(stage, color="gray", ls=":", lw=1)
+    ax.set(xlabel="iteration", ylabel="loss")
+    if len(curves) > 1:
+        ax.legend()
+    return ax
+
+
+def figure():
+    """A Matplotlib figure that belongs to no window."""
+    _pyplot()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _pyplot():
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise ImportError("plots need Matplotlib: pip install 'keras-neuralde[plot]'") from error
-    return plt.subplots(layout="constrained")[1]
+    return plt
+
+
+def _axes(ax):
+    return _pyplot().subplots(layout="constrained")[1] if ax is None else ax
 
 
 def _components(nest, leading):
@@ -95,6 +178,11 @@ def _names(labels, count):
 def _finish(ax, t, data):
     if data is not None:
         points = _components(data, 1)
+        if len(points) != len(t):
+            raise ValueError(
+                f"`data` must hold a state for each of the {len(t)} times of the plot. "
+                f"Received: {len(points)}"
+            )
         for k in range(points.shape[-1]):
             ax.plot(t, points[:, k], "o", color=COLORS[k % len(COLORS)], markersize=4)
     ax.set_xlabel("t")

@@ -29,6 +29,7 @@ class Status(enum.IntEnum):
     GMRES_STALLED = 9
     BAD_LAG = 10
     DELAY_DIVERGED = 11
+    STIFF = 12
 
     @property
     def message(self):
@@ -78,6 +79,10 @@ _MESSAGES = {
         "the iteration for lags shorter than the step did not converge; take a smaller dt0, or "
         "let the solver choose its steps"
     ),
+    Status.STIFF: (
+        "the equation turned stiff, and the explicit method gave up; use solver='auto' or an "
+        "implicit method such as 'rodas5p'"
+    ),
     Status.BAD_TIMES: (
         "the save times (or `steps`) are unsorted, outside t_span or not finite, rtol, atol, dt0 "
         "or dt_min is negative or NaN, or a constant lag is not positive; sort the times, widen "
@@ -93,7 +98,7 @@ class SolveError(RuntimeError):
     """A trajectory did not reach the end; the message says why and what to do."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Stats:
     """Counts of a solve; int32 tensors of the batch shape.
 
@@ -101,13 +106,32 @@ class Stats:
         num_steps: attempted steps.
         num_accepted: accepted steps.
         num_rejected: rejected steps.
-        num_f: evaluations of the field.
+        num_f: evaluations of the field; of a `SplitODEProblem`, of its implicit part.
+        num_implicit: accepted steps of an implicit method.
+        num_switches: how often `solver="auto"` changed between its explicit and implicit method.
     """
 
     num_steps: tf.Tensor
     num_accepted: tf.Tensor
     num_rejected: tf.Tensor
     num_f: tf.Tensor
+    num_implicit: tf.Tensor
+    num_switches: tf.Tensor
+
+    def __repr__(self):
+        counts = [f"{f.name}: {_range(getattr(self, f.name))}" for f in dataclasses.fields(self)]
+        return f"Stats({', '.join(counts)})"
+
+
+def _range(counts):
+    """The smallest and the largest of some counts, as text."""
+    if not hasattr(counts, "numpy"):
+        return f"of shape {tuple(counts.shape)}"
+    numbers = counts.numpy()
+    if not numbers.size:
+        return "none"
+    low, high = numbers.min(), numbers.max()
+    return str(low) if low == high else f"{low} to {high}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +187,7 @@ class Solution:
 
     def __repr__(self):
         shapes = tf.nest.map_structure(lambda leaf: tuple(leaf.shape), self.y)
-        lines = [f"Solution(y: {shapes}, t: {tuple(self.t.shape)})"]
+        lines = [f"{type(self).__name__}(y: {shapes}, t: {tuple(self.t.shape)})"]
         if hasattr(self.status, "numpy"):
             lines += [f"  {line}" for line in describe(self.status.numpy().ravel())]
             steps = self.stats.num_steps.numpy().ravel()

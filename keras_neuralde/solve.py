@@ -8,8 +8,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_neuralde import freezing
-from keras_neuralde.arguments import Settings, check_problem, choose_solver, prepare
+from keras_neuralde import freezing, observation
+from keras_neuralde.arguments import prepare
+from keras_neuralde.equations import kind_of
 from keras_neuralde.execution import (
     run_eagerly,
     run_in_graph,
@@ -22,6 +23,7 @@ from keras_neuralde.integrate import ACCEPTED, REJECTED, STATUS, H, T
 from keras_neuralde.interpolation import DenseOutput
 from keras_neuralde.problems import SDEProblem
 from keras_neuralde.refusals import refuse_gradients
+from keras_neuralde.settings import Settings
 from keras_neuralde.solution import Solution, SolveError, Stats, Status, describe
 
 
@@ -56,8 +58,9 @@ def solve(
     `tf.function` it becomes part of that graph, compiled or not as the caller decides.
 
     Args:
-        problem: an `ODEProblem`, an `SDEProblem` or a `DDEProblem`.
-        solver: a name (see `keras_neuralde.solvers.names()`) or a solver object.
+        problem: an `ODEProblem`, a `SplitODEProblem`, an `SDEProblem` or a `DDEProblem`.
+        solver: a name (see `keras_neuralde.solvers.names()`) or a solver object. `"auto"` takes
+            `tsit5` and, for each trajectory where the equation turns out stiff, `rodas5p`.
         saveat: `None` for the final state only; a number for one time; a sorted 1-D array for
             those times exactly; or `(*batch, n)` for times of each trajectory, padded with NaN.
         rtol: relative tolerance, default 1e-3, and 1e-2 for stochastic equations; a number or an
@@ -111,13 +114,14 @@ def solve(
     >>> abs(float(sol(0.25)) - 0.6065307) < 1e-4
     True
     """
-    solver = choose_solver(problem, solver)
+    equation = kind_of(problem)(problem)
+    solver = equation.choose_solver(solver, adjoint, controller)
     settings = Settings.make(
         solver, controller=controller, norm=norm, max_steps=max_steps, batch_ndims=batch_ndims,
         step_control=step_control, adjoint=adjoint, checkpoints=checkpoints, dt0=dt0, steps=steps,
         dense=dense, max_record=max_record,
     )  # fmt: skip
-    check_problem(problem, settings)
+    equation.check(settings)
     if settings.solver.delegated:
         settings.solver.check_keywords(
             SOLVE_KEYWORDS, rtol=rtol, atol=atol, dt0=dt0, dt_min=dt_min, controller=controller,
@@ -130,19 +134,19 @@ def solve(
     if isinstance(problem, SDEProblem):
         solver = settings.solver.interpreted(problem.interpretation)
         settings = dataclasses.replace(settings, solver=solver)
-    equation, layout, inputs, shape = prepare(
-        problem, settings, saveat, rtol, atol, dt0, dt_min, steps, seed
+    layout, inputs, shape = prepare(
+        equation, settings, saveat, rtol, atol, dt0, dt_min, steps, seed
     )
 
-    def run(what):
+    def run(what, settings):
         engine = run_eagerly if tf.executing_eagerly() else run_in_graph
         return engine(equation, settings, layout, inputs, shape, what)
 
     if progress and _can_report(settings):
-        report = _bar()
+        report = progress_bar()
         outputs = run_with_progress(equation, settings, layout, inputs, shape, report)
     else:
-        outputs = run(trace)
+        outputs, settings = _run_in_turn(run, settings)
     if tf.executing_eagerly() or tape_is_active():
         given = {"rtol": rtol, "atol": atol, "dt0": dt0, "dt_min": dt_min, "steps": steps}
         given["mass_matrix"] = getattr(problem, "mass_matrix", None)
@@ -154,15 +158,30 @@ def solve(
         outputs["y"] = refuse_gradients(outputs["y"], times)
 
     def find_steps():
-        times = outputs["steps"] if "steps" in outputs else run(trace_steps)
+        times = outputs["steps"] if "steps" in outputs else run(trace_steps, settings)
         return _arrange_steps(times, layout, outputs["batch_like"])
 
     if frozen is not None and not frozen.replays:
         frozen.take(find_steps())
     solution = _assemble(settings, layout, outputs, shape, find_steps)
-    if throw and tf.executing_eagerly():
+    observed = observation.tell(solution)
+    if throw and not observed and tf.executing_eagerly():
         _raise_on_failure(outputs["control"].numpy())
     return solution
+
+
+def _run_in_turn(run, settings):
+    """The outputs, and the settings that they were made with.
+
+    An eager call of a method that switches tries its explicit half first: that program compiles
+    in a third of the time, and most equations need no more.
+    """
+    if tf.executing_eagerly() and settings.solver.switches:
+        first = dataclasses.replace(settings, solver=settings.solver.watching())
+        outputs = run(trace, first)
+        if not np.any(outputs["control"][STATUS] == float(Status.STIFF)):
+            return outputs, first
+    return run(trace, settings), settings
 
 
 def _can_report(settings):
@@ -172,8 +191,8 @@ def _can_report(settings):
     return possible and not recorded and not settings.solver.delegated
 
 
-def _bar():
-    """A function that draws how much of the time span is done; silent without a terminal."""
+def progress_bar():
+    """A function that draws how much is done, 0 to 1; silent without a terminal."""
     if not sys.stdout.isatty():
         return lambda covered: None
     bar = keras.utils.Progbar(100, unit_name="percent")
@@ -203,7 +222,13 @@ def _assemble(settings, layout, outputs, shape, find_steps):
     accepted = tf.cast(control[ACCEPTED], tf.int32)
     rejected = tf.cast(control[REJECTED], tf.int32)
     steps = accepted + rejected
-    counts = (steps, accepted, rejected, outputs["num_f"])
+    counts = (
+        steps,
+        accepted,
+        rejected,
+        outputs["num_f"],
+        *_methods_taken(settings.solver, control),
+    )
     stats = Stats(*(per_batch(count) for count in counts))
     y, t = outputs["y"], outputs["t"]
     if shape.saves == "none":
@@ -220,6 +245,16 @@ def _assemble(settings, layout, outputs, shape, find_steps):
         )  # fmt: skip
     steps = None if settings.solver.delegated else find_steps
     return Solution(t, y, stats, per_batch(tf.cast(control[STATUS], tf.int32)), steps, output)
+
+
+def _methods_taken(solver, control):
+    """How many accepted steps were implicit, and how often the method changed."""
+    accepted = tf.cast(control[ACCEPTED], tf.int32)
+    none = tf.zeros_like(accepted)
+    if not solver.watches:
+        return (accepted if solver.implicit else none), none
+    # The last row counts evaluations.
+    return tf.cast(control[-3], tf.int32), tf.cast(control[-2], tf.int32)
 
 
 def _raise_on_failure(control):

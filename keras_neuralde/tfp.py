@@ -107,7 +107,7 @@ def _adapter_class():
             if self._keywords:
                 raise ValueError(
                     f"give `solve` the solver and its keywords, not as_tfp({self._solver.name!r}, "
-                    f"...). Received the keywords: {sorted(self._keywords)}"
+                    f"...). Received: the keywords {sorted(self._keywords)}"
                 )
             return self._solver
 

@@ -87,7 +87,10 @@ def to_tensor(leaf, dtype):
             raise ValueError(
                 f"expected a rectangular array of numbers. Received: {leaf}"
             ) from error
-    return tf.convert_to_tensor(leaf)
+    tensor = tf.convert_to_tensor(leaf)
+    if not (tensor.dtype.is_floating or tensor.dtype.is_integer or tensor.dtype.is_bool):
+        raise TypeError(f"states and parameters must be numbers. Received: {leaf!r}")
+    return tensor
 
 
 def as_float(value, dtype, name):
@@ -102,3 +105,9 @@ def as_float(value, dtype, name):
         return tf.convert_to_tensor(np.asarray(value, dtype=dtype.as_numpy_dtype))
     except (TypeError, ValueError) as error:
         raise TypeError(f"`{name}` must be numeric. Received: {value!r}") from error
+
+
+def known(tensor):
+    """The NumPy value of a tensor, or `None` inside a graph."""
+    value = tf.get_static_value(tensor)
+    return None if value is None else np.asarray(value)

@@ -9,16 +9,17 @@ ROOT = pathlib.Path(keras_neuralde.__file__).parent
 
 # From the ground up. A module may import from its own line and from the lines above it.
 FLOORS = (
-    ("values", "bounds", "programs", "captures", "freezing", "tableaus"),
+    ("values", "bounds", "programs", "captures", "freezing", "observation", "tableaus"),
     ("plot", "solution", "refusals", "parameters", "problems", "state", "brownian", "sparsity"),
-    ("controllers", "fields", "stochastic_field", "interpolation", "history"),
+    ("spreading",),
+    ("controllers", "fields", "stochastic_field", "split_field", "interpolation", "history"),
     ("solvers", "consistency"),
     ("integrate",),
     ("adjoints",),
-    ("arguments", "execution"),
+    ("settings", "equations", "arguments", "execution"),
     ("solve",),
-    ("ensemble", "long_series", "initial_state", "tfp"),
-    ("optimizers", "layers"),
+    ("ensemble", "long_series", "environment", "initial_state", "tfp"),
+    ("optimizers", "layers", "callbacks"),
     ("minimize_result", "minimize", "distributed", "training", "warmup", "export"),
 )
 

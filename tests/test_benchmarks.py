@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -24,6 +25,8 @@ BOUNDS = {
     "ensemble_101": 1e-5,
     "ensemble_100k": 1e-5,
     "mlp_gradient": 1e-2,
+    "lorenz_solve": 1e-4,
+    "lorenz_ensemble": 1e-4,
     "robertson_solve": 1e-5,
     "robertson_gradient": 1e-4,
     "robertson_ensemble": 1e-5,
@@ -38,6 +41,7 @@ def workload(name):
 
 def run(tmp_path, names):
     command = [sys.executable, "-m", "benchmarks.run", "--smoke", "--peers", "scipy"]
+    command += ["c"] if shutil.which("cc") else []
     done = subprocess.run(
         [*command, "--output", str(tmp_path), "--only", *names],
         check=False,
@@ -167,3 +171,40 @@ def test_stochastic_equations_run_and_agree():
         forward["tools"][ours]["value"], gradient["tools"][ours]["value"], rtol=1e-4
     )
     assert record["cases"]["scalar"]["tools"]["scan"]["ratio"] > 0
+
+
+@pytest.mark.slow
+def test_scaling_runs(tmp_path):
+    path = tmp_path / "scaling.json"
+    command = [sys.executable, "-m", "benchmarks.scaling", "--smoke", "--output", str(path)]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True, timeout=600)
+    record = json.loads(path.read_text())
+    assert record["memory"][0]["megabytes"] > 0
+    assert record["krylov"][0]["steps"] > 1
+    alone, among = record["steps"]
+    assert alone["per_sample"] == among["per_sample"]
+    assert record["compile"][0]["traces_after_new_values"] == 0
+
+
+@pytest.mark.slow
+def test_whole_training_runs(tmp_path):
+    path = tmp_path / "fit.json"
+    command = [sys.executable, "-m", "benchmarks.fit", "--smoke", "--output", str(path)]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True, timeout=600)
+    (run,) = json.loads(path.read_text())["results"]["keras_neuralde"]
+    assert run["last_loss"] < run["first_loss"]
+
+
+def test_work_precision_curves(tmp_path):
+    """Tighter tolerances make smaller errors, in every tool."""
+    from benchmarks import work_precision
+
+    arguments = ["--smoke", "--peers", "scipy", "--repeats", "1", "--output", str(tmp_path)]
+    record = work_precision.main(arguments)
+    assert json.loads((tmp_path / "work_precision.json").read_text()) == record
+    assert (tmp_path / "work_precision.png").stat().st_size > 10_000
+    curves = record["curves"]["robertson"]
+    assert curves.keys() == {"rodas5p", "SciPy BDF", "SciPy Radau", "SciPy LSODA"}
+    for method, (loose, tight) in curves.items():
+        assert tight["error"] < loose["error"] < 0.1, method
+        assert loose["time"] > 0.0

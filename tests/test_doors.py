@@ -103,6 +103,42 @@ def test_bounds_in_the_form_of_the_parameters():
         least(np.zeros(2), (None, np.nan))
 
 
+@pytest.mark.parametrize("adjoint", ["discrete", "forward", "interpolating"])
+def test_parameters_that_the_field_does_not_read(adjoint):
+    """A solve gives them no gradient, and `minimize` names them."""
+
+    def final(p):
+        ode = nde.ODEProblem(lambda t, y, p: -p["a"] * y, np.ones(1), (0.0, 1.0), p)
+        return tf.reduce_sum(nde.solve(ode, adjoint=adjoint).y ** 2)
+
+    p = {"a": tf.constant(1.0, tf.float64), "unread": tf.constant(2.0, tf.float64)}
+    with tf.GradientTape() as tape:
+        tape.watch(p)
+        value = final(p)
+    bars = tape.gradient(value, p)
+    assert abs(float(bars["a"]) + 2 * np.exp(-2)) < 1e-3
+    assert bars["unread"] is None
+    with pytest.raises(ValueError, match="does not depend on these parameters.*unread"):
+        nde.minimize(final, p, nde.optimizers.BFGS())
+
+
+def test_no_numbers():
+    with pytest.raises(TypeError, match="must be numbers"):
+        nde.solve(problem(p="a"))
+    with pytest.raises(ValueError, match="`bandwidth` must be a positive number"):
+        nde.collocate(np.linspace(0.0, 1.0, 9), np.ones((9, 1)), bandwidth="a")
+    with pytest.raises(ValueError, match="a state for each of the 3 times"):
+        nde.solve(problem(), saveat=[0.0, 0.5, 1.0]).plot(data=np.ones((2, 1)))
+
+
+def test_batches_that_hold_none():
+    def square(p, x):
+        return tf.reduce_sum(p**2) + 0.0 * tf.reduce_sum(x)
+
+    with pytest.raises(ValueError, match="at least one batch"):
+        nde.minimize(square, [1.0], keras.optimizers.Adam(0.1), batches=(x for x in ()))
+
+
 def test_ensembles():
     with pytest.raises(ValueError, match="keeps no record"):
         nde.solve_ensemble(problem(), 3, dense=True)

@@ -243,10 +243,12 @@ def test_the_unknown_flux_is_fitted():
 
 @pytest.mark.slow
 def test_moments_lead_to_the_parameters():
-    """With fewer paths than the script takes, which started 19% from the truth and ended 3.5%."""
+    """With fewer paths than the script takes; from 19% away, two sets of data and of seeds."""
     example = load("12_fit_from_moments")
-    fewer = {"steps": 40, "count": 300, "iterations": 5, "last_count": 4000}
-    assert example.distance(example.run(example.truth(), **fewer).minimizer) < 0.06
+    fewer = {"steps": 50, "count": 300, "iterations": 4, "last_count": 4000}
+    for seed in (0, 1):
+        found = example.run(example.truth(seed=2024 + seed), seed=seed, **fewer)
+        assert example.distance(found.minimizer) < 0.015
 
 
 @pytest.mark.slow

@@ -39,6 +39,11 @@ def _fields(spec):
         a, b, c, d = p[..., 0], p[..., 1], p[..., 2], p[..., 3]
         return jnp.stack([a * u - b * u * v, -c * v + d * u * v], -1)
 
+    def lorenz(t, y, p):
+        a, b, c = y
+        sigma, rho, beta = p[0]
+        return jnp.stack([sigma * (b - a), a * (rho - c) - b, a * b - beta * c])
+
     def mlp(t, y, p):
         x = y ** spec["power"]
         for weight, bias in zip(p[:-2:2], p[1:-2:2], strict=True):
@@ -62,7 +67,7 @@ def _fields(spec):
         du = a + react - (b + 1) * u + spread(u, 1)
         return jnp.concatenate([du, b * u - react + spread(v, 3)])
 
-    fields = {"lotka_volterra": lotka_volterra, "mlp": mlp}
+    fields = {"lotka_volterra": lotka_volterra, "lorenz": lorenz, "mlp": mlp}
     return (fields | {"robertson": robertson, "brusselator": brusselator})[spec["field"]]
 
 
@@ -83,13 +88,14 @@ def _states(spec, times):
             args=p,
             saveat=saveat,
             stepsize_controller=controller,
+            max_steps=16**4 if spec["field"] == "lorenz" else 4096,
         ).ys
 
     if not _batched(spec):
         if spec["batch"] == 1:
             return lambda y0, p: solve(y0[0], p)[:, None]
         return solve
-    own_p = spec["field"] in ("lotka_volterra", "robertson")
+    own_p = spec["field"] in ("lotka_volterra", "lorenz", "robertson")
     return jax.vmap(solve, in_axes=(0, 0 if own_p else None))
 
 

@@ -30,6 +30,11 @@ def _field(spec):
         a, b, c, d = tf.unstack(p[0], axis=-1)
         return tf.stack([a * u - b * u * v, -c * v + d * u * v], -1)
 
+    def lorenz(t, y, p):
+        a, b, c = tf.unstack(y, axis=-1)
+        sigma, rho, beta = tf.unstack(p[0], axis=-1)
+        return tf.stack([sigma * (b - a), a * (rho - c) - b, a * b - beta * c], -1)
+
     def mlp(t, y, p):
         x = y ** spec["power"]
         for weight, bias in zip(p[:-2:2], p[1:-2:2], strict=True):
@@ -54,7 +59,7 @@ def _field(spec):
         react = u * u * v
         return tf.concat([a + react - (b + 1) * u + spread(u, 1), b * u - react + spread(v, 3)], 0)
 
-    fields = {"lotka_volterra": lotka_volterra, "mlp": mlp}
+    fields = {"lotka_volterra": lotka_volterra, "lorenz": lorenz, "mlp": mlp}
     return (fields | {"robertson": robertson, "brusselator": brusselator})[spec["field"]]
 
 

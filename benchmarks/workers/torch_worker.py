@@ -24,6 +24,13 @@ class _LotkaVolterra(torch.nn.Module):
         return torch.stack([a * u - b * u * v, -c * v + d * u * v], -1)
 
 
+class _Lorenz(_LotkaVolterra):
+    def forward(self, t, y):
+        sigma, rho, beta = self.p.unbind(-1)
+        a, b, c = y.unbind(-1)
+        return torch.stack([sigma * (b - a), a * (rho - c) - b, a * b - beta * c], -1)
+
+
 class _MLP(torch.nn.Module):
     def __init__(self, leaves, power):
         super().__init__()
@@ -43,8 +50,11 @@ class _States:
 
     def __init__(self, spec, arrays):
         leaves = [torch.from_numpy(leaf) for leaf in arrays["p"]]
-        lotka_volterra = spec["field"] == "lotka_volterra"
-        self.field = _LotkaVolterra(*leaves) if lotka_volterra else _MLP(leaves, spec["power"])
+        known = {"lotka_volterra": _LotkaVolterra, "lorenz": _Lorenz}
+        if spec["field"] in known:
+            self.field = known[spec["field"]](*leaves)
+        else:
+            self.field = _MLP(leaves, spec["power"])
         self.y0 = torch.from_numpy(arrays["y0"])
         self.target = torch.from_numpy(arrays["target"])
         times = torch.from_numpy(arrays["times"])

@@ -6,8 +6,10 @@ from keras_neuralde.adjoints.discrete import Discrete as Discrete
 from keras_neuralde.adjoints.forward import Forward as Forward
 from keras_neuralde.adjoints.interpolating import Interpolating as Interpolating
 from keras_neuralde.adjoints.quadrature import Quadrature as Quadrature
+from keras_neuralde.adjoints.reversible import Reversible as Reversible
 
-_NAMED = {kind.name: kind for kind in (Discrete, Forward, Backsolve, Interpolating, Quadrature)}
+_KINDS = (Discrete, Forward, Backsolve, Interpolating, Quadrature, Reversible)
+_NAMED = {kind.name: kind for kind in _KINDS}
 
 
 def names():

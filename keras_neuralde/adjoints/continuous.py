@@ -159,7 +159,7 @@ class Sweep:
 
             def turn(carry, memory):
                 carry, record = attempt(self.plan, self.g, span, carry)
-                return carry, listener(memory, *record)
+                return carry, listener(memory, record.times, record.y, record.dense)
 
             carry, memory = tf.while_loop(
                 lambda carry, memory: any_running(carry.control), turn, (carry, memory)

@@ -45,7 +45,8 @@ class Trail(NamedTuple):
         turns: the valid records in it.
         segments: how many segments there were.
         slots: carries at segment starts, `(checkpoints + 1, ...)`; the last one is scratch.
-        decisions: accept bits of the segments that start at a slot.
+        decisions: accept bits of the segments that start at a slot, and below them, where the
+            solver switches, the bits of the kinds of their steps.
         stride: segments between slots.
     """
 
@@ -87,7 +88,7 @@ class Discrete(Adjoint):
             outcome, trail = memory
             failed = outcome.control[STATUS] != float(Status.SUCCESS)
             y_bar = tf.where(failed[:, None], tf.zeros_like(y_bar), y_bar)
-            backward = _Backward(plan, field, bound, checkpoints, time_gradient)
+            backward = Backward(plan, field, bound, checkpoints, time_gradient)
             return backward(trail, outcome, y_bar, theta)
 
         return differentiable(self.name, task, field, y0, terms, forward, primal, backward)
@@ -101,7 +102,7 @@ def _forward(plan, g, y0, terms, checkpoints):
     slots = tf.nest.map_structure(
         lambda leaf: tf.zeros(tf.concat([[checkpoints + 1], tf.shape(leaf)], 0), leaf.dtype), carry
     )
-    words = -(-plan.segment // _BITS)
+    words = -(-plan.segment // _BITS) * (1 + plan.switches)
     decisions = tf.zeros((checkpoints + 1, words, tf.shape(y0)[0]), tf.int32)
     zero = tf.constant(0)
     trail = Trail(ring, zero, zero, slots, decisions, tf.constant(1))
@@ -114,7 +115,7 @@ def _forward(plan, g, y0, terms, checkpoints):
         carry, ring, turns = run_segment(plan, g, terms, carry, trail.ring)
         if plan.saves:
             outputs = flush(plan, terms, ring, turns, outputs)
-        decisions = write(trail.decisions, slot, _pack_decisions(ring, turns, words))
+        decisions = write(trail.decisions, slot, _pack_decisions(ring, turns))
         trail = Trail(ring, turns, trail.segments + 1, slots, decisions, trail.stride)
         return carry, trail, outputs
 
@@ -143,24 +144,40 @@ def _make_room(trail, checkpoints):
     )
 
 
-def _pack_decisions(ring, turns, words):
-    """The accept decisions of a segment as bits, `(words, rows)`."""
+def _pack_decisions(ring, turns):
+    """The accept decisions of a segment, and the kinds of its steps, as bits, `(words, rows)`."""
     size = ring.times.shape[0]
     accepted = tf.not_equal(ring.times[:, 0], ring.times[:, 1])
     accepted &= tf.range(size)[:, None] < turns
-    accepted = tf.pad(tf.cast(accepted, tf.int32), [[0, words * _BITS - size], [0, 0]])
-    bits = tf.reshape(accepted, (words, _BITS, -1)) * (2 ** tf.range(_BITS))[:, None]
+    if isinstance(ring.kind, tuple):
+        return _pack(accepted)
+    return tf.concat([_pack(accepted), _pack(ring.kind > 0.0)], axis=0)
+
+
+def _pack(flags):
+    """`(size, rows)` booleans as bits, `(words, rows)`."""
+    size = flags.shape[0]
+    words = -(-size // _BITS)
+    flags = tf.pad(tf.cast(flags, tf.int32), [[0, words * _BITS - size], [0, 0]])
+    bits = tf.reshape(flags, (words, _BITS, -1)) * (2 ** tf.range(_BITS))[:, None]
     return tf.reduce_sum(bits, axis=1)
 
 
-def _unpack_decisions(bits, size):
-    """The inverse of `_pack_decisions`, `(size, rows)` booleans."""
-    shifted = bits[:, None, :] // (2 ** tf.range(_BITS))[:, None]
-    flags = tf.reshape(shifted % 2, (bits.shape[0] * _BITS, -1))
-    return tf.equal(flags[:size], 1)
+def _unpack_decisions(bits, plan):
+    """The inverse of `_pack_decisions`: `(size, rows)` booleans, the kinds likewise or `()`."""
+
+    def unpack(bits):
+        shifted = bits[:, None, :] // (2 ** tf.range(_BITS))[:, None]
+        flags = tf.reshape(shifted % 2, (bits.shape[0] * _BITS, -1))
+        return tf.equal(flags[: plan.segment], 1)
+
+    if not plan.switches:
+        return unpack(bits), ()
+    accepted, kinds = tf.split(bits, 2, axis=0)
+    return unpack(accepted), unpack(kinds)
 
 
-class _Backward:
+class Backward:
     """The backward pass, as one callable from cotangents to cotangents."""
 
     def __init__(self, plan, field, terms, checkpoints, time_gradient):
@@ -190,21 +207,7 @@ class _Backward:
             variables_bar=[tf.zeros_like(variable) for variable in field.variables],
             save=self._last_save(outcome) if plan.saves else tf.zeros_like(zeros, tf.int32),
         )
-        last = trail.segments - 1
-        positions = tf.range(self.checkpoints + 1) * trail.stride
-        top = last // trail.stride
-
-        def more(segment, *_):
-            return segment >= 0
-
-        def one_segment(segment, slots, positions, top, ring, turns, walk):
-            state = self._restore(trail, segment, last, slots, positions, top, ring, turns, theta)
-            slots, positions, top, ring, turns = state
-            walk = self._walk_back(ring, turns, walk, theta, y_bar, save_rate)
-            return segment - 1, slots, positions, top, ring, turns, walk
-
-        loop = (last, trail.slots, positions, top, trail.ring, trail.turns, walk)
-        walk = tf.while_loop(more, one_segment, loop)[-1]
+        walk = self.turns(trail, walk, theta, y_bar, save_rate)
 
         y0_bar, t_bar = walk.y_bar, walk.t_bar
         if plan.saves:
@@ -222,6 +225,35 @@ class _Backward:
             list(walk.theta_bar),
             list(walk.variables_bar),
         )
+
+    def turns(self, trail, walk, theta, y_bar, save_rate):
+        """All turns of the loop backwards, one segment after the other.
+
+        Args:
+            trail: the `Trail`.
+            walk: the `_Walk` at the end.
+            theta: the differentiable tensors.
+            y_bar: the cotangents of the states at the save points.
+            save_rate: those of the save times, or `None`.
+
+        Returns:
+            The `_Walk` at the start.
+        """
+        last = trail.segments - 1
+        positions = tf.range(self.checkpoints + 1) * trail.stride
+        top = last // trail.stride
+
+        def more(segment, *_):
+            return segment >= 0
+
+        def one_segment(segment, slots, positions, top, ring, turns, walk):
+            state = self._restore(trail, segment, last, slots, positions, top, ring, turns, theta)
+            slots, positions, top, ring, turns = state
+            walk = self._walk_back(ring, turns, walk, theta, y_bar, save_rate)
+            return segment - 1, slots, positions, top, ring, turns, walk
+
+        loop = (last, trail.slots, positions, top, trail.ring, trail.turns, walk)
+        return tf.while_loop(more, one_segment, loop)[-1]
 
     def _last_save(self, outcome):
         """Per row, the index of its last save point (NaN pads come after it)."""
@@ -256,7 +288,7 @@ class _Backward:
                 self.terms,
                 carry,
                 ring,
-                (recorded, _unpack_decisions(bits, plan.segment)),
+                (recorded, *_unpack_decisions(bits, plan)),
             )
             return current + 1, carry, slots, positions, top, ring, turns
 
@@ -272,11 +304,14 @@ class _Backward:
         def one_turn(turn, walk):
             times = tf.gather(ring.times, turn)
             y = tf.gather(ring.y, turn)
-            return turn - 1, self._reverse(times[0], times[1], y, walk, theta, y_bar, save_rate)
+            kind = tf.gather(ring.kind, turn) if self.plan.switches else ()
+            step = self.plan.solver.taken(kind)
+            walk = self.reverse(step, times[0], times[1], y, walk, theta, y_bar, save_rate)
+            return turn - 1, walk
 
         return tf.while_loop(lambda turn, walk: turn >= 0, one_turn, (turns - 1, walk))[1]
 
-    def _reverse(self, t, t_next, y, walk, theta, y_bar, save_rate):
+    def reverse(self, step, t, t_next, y, walk, theta, y_bar, save_rate):
         """One turn backwards."""
         plan, terms = self.plan, self.terms
         dense_bar = None
@@ -286,7 +321,7 @@ class _Backward:
             save, direct, dense_bar, t_extra, t_next_extra = self._gather_saves(
                 t, t_next, y, save, y_bar, save_rate
             )
-        t_bar, t_next_bar, y_before, theta_bar, variables_bar = plan.solver.step_vjp(
+        t_bar, t_next_bar, y_before, theta_bar, variables_bar = step.step_vjp(
             self.field, t, t_next, y, theta, walk.y_bar, dense_bar, self.time_gradient
         )
         y_before += direct

@@ -54,7 +54,8 @@ def _walk_back(task, field, terms, ring, turns, theta, y_bar, bars):
 
     def one_turn(turn, y_bar, t_bar, t_end_bar, theta_bar, variables_bar):
         t, t_next = tf.unstack(tf.gather(ring.times, turn))
-        step = plan.solver.step_vjp(
+        kind = tf.gather(ring.kind, turn) if plan.switches else ()
+        step = plan.solver.taken(kind).step_vjp(
             field, t, t_next, tf.gather(ring.y, turn), theta, y_bar,
             tf.gather(bars.dense, turn), time_gradient,
         )  # fmt: skip

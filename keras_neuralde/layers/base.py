@@ -81,6 +81,22 @@ class DifferentialEquationLayer(keras.layers.Layer):
         """`(num_times, batch, *state)` → `(batch, num_times, *state)`: the one place for it."""
         return tf.transpose(y, [1, 0, *range(2, y.shape.rank)])
 
+    def __repr__(self):
+        times = self.saveat if isinstance(self.saveat, list) else None
+        parts = [
+            f"{type(self).__name__} {self.name!r}",
+            f"t from {self.t_span[0]:g} to {self.t_span[1]:g}",
+            self.solver if isinstance(self.solver, str) else repr(self._solver),
+            f"{len(times)} save times"
+            if times
+            else "final state"
+            if self.saveat is None
+            else f"saved at {self.saveat:g}",
+            *(f"{name}={value!r}" for name, value in self.solve_keywords.items()),
+            f"{self.count_params()} parameters" if self.built else "not built",
+        ]
+        return f"<{', '.join(parts)}>"
+
     def get_config(self):
         config = super().get_config()
         config.pop("autocast", None)

@@ -88,7 +88,9 @@ class NeuralODE(DifferentialEquationLayer):
             times = self._to_state(times)
             t_span, saveat = _cover(self.t_span, times), times
         problem = self._problem(training, y0, t_span, *more)
-        solution = solve(problem, self._solver, saveat=saveat, batch_ndims=1, **self.solve_keywords)
+        # What "auto" stands for depends on the problem.
+        solver = "auto" if self.solver == "auto" else self._solver
+        solution = solve(problem, solver, saveat=saveat, batch_ndims=1, **self.solve_keywords)
         if training:
             start = tf.fill([tf.shape(y0)[0]], tf.constant(self.t_span[0], y0.dtype))
             self._pure.advance_state(start, self._model_input(y0))

@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_neuralde import solvers
-from keras_neuralde.arguments import TrajectorySeeds
+from keras_neuralde.equations import TrajectorySeeds
 from keras_neuralde.layers import request
 from keras_neuralde.layers.base import DifferentialEquationLayer, PureModel
 from keras_neuralde.layers.neural_ode import _cover, _is_pair, _split, _state_shape

@@ -225,7 +225,10 @@ def _refuse_unfit(optimizer):
     """Refuses a stage that would silently do something else than alone."""
     name = type(optimizer).__name__
     if isinstance(optimizer, Chain) and optimizer.closure_stage() is not None:
-        raise ValueError("a Chain cannot hold a Chain with LBFGS: put all stages into one Chain")
+        raise ValueError(
+            "a Chain cannot hold a Chain with LBFGS: put all stages into one Chain. "
+            f"Received: a stage of type {name} with stages of its own"
+        )
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         raise ValueError("a stage of a Chain cannot scale the loss. Received: LossScaleOptimizer")
     for option in ("use_ema", "loss_scale_factor"):

@@ -4,14 +4,17 @@ from keras_neuralde.solvers.base import Solver as Solver
 from keras_neuralde.solvers.base import Step as Step
 from keras_neuralde.solvers.esdirk import DiagonallyImplicit as DiagonallyImplicit
 from keras_neuralde.solvers.explicit_rk import ExplicitRungeKutta as ExplicitRungeKutta
+from keras_neuralde.solvers.imex import ImplicitExplicit as ImplicitExplicit
 from keras_neuralde.solvers.iteration_matrix import LinearSolver as LinearSolver
 from keras_neuralde.solvers.method_of_steps import MethodOfSteps as MethodOfSteps
 from keras_neuralde.solvers.registry import get as get
 from keras_neuralde.solvers.registry import names as names
 from keras_neuralde.solvers.registry import serialize as serialize
+from keras_neuralde.solvers.registry import splitting as splitting
 from keras_neuralde.solvers.registry import stochastic as stochastic
 from keras_neuralde.solvers.rosenbrock import Rosenbrock as Rosenbrock
 from keras_neuralde.solvers.sde import StochasticSolver as StochasticSolver
+from keras_neuralde.solvers.switching import Switching as Switching
 
 
 def __getattr__(name):

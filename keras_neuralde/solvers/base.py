@@ -20,6 +20,8 @@ class Step(NamedTuple):
         trouble: the `Status` code, a number or `(rows,)`, of rows that are not ok at the smallest
             step.
         num_f: `(rows,)` evaluations of the field, from methods that have no fixed number of them.
+        stiffness: `(rows,)`: the step over what stability allows an explicit one, from methods that
+            switch between kinds of steps.
     """
 
     y1: tf.Tensor
@@ -29,6 +31,7 @@ class Step(NamedTuple):
     ok: tf.Tensor | None = None
     trouble: tf.Tensor | float | None = None
     num_f: tf.Tensor | None = None
+    stiffness: tf.Tensor | None = None
 
 
 def pull_back(tape, targets, sources, cotangents):
@@ -66,6 +69,15 @@ class Solver:
     #: Whether the mass matrix of an implicit method may be singular.
     singular_mass: bool = False
 
+    #: Whether the field has an implicit and an explicit part.
+    splits: bool = False
+
+    #: Whether each step measures the stiffness it met (see `keras_neuralde.solvers.switching`).
+    watches: bool = False
+
+    #: Whether the method has two kinds of steps, and a row's kind is an argument of `step`.
+    switches: bool = False
+
     #: Whether each step says how often it evaluated the field.
     counts_evaluations: bool = False
 
@@ -83,6 +95,9 @@ class Solver:
 
     #: What rtol and atol are where the caller does not say.
     default_tolerances: tuple = (1e-3, 1e-6)
+
+    #: Whether `advance` from `t_next` to `t` undoes the step from `t` to `t_next`.
+    reversible: bool = False
 
     #: A rule of its own for the first step, with the arguments of `controllers.initial_step`.
     initial_step: Callable | None = None
@@ -180,6 +195,14 @@ class Solver:
         t_bar, t_next_bar = (bars.pop(0), bars.pop(0)) if time_gradient else (None, None)
         y_bar, rest = bars[0], bars[1:]
         return t_bar, t_next_bar, y_bar, rest[: len(theta)], rest[len(theta) :]
+
+    def taken(self, kind):
+        """What has the `step_vjp` of a turn whose rows took steps of the given kinds.
+
+        Args:
+            kind: `(rows,)`, from methods that switch; else an empty tuple.
+        """
+        return self
 
     def get_config(self) -> dict[str, Any]:
         """The settings, so that `from_config` makes an equal solver."""

@@ -1,5 +1,7 @@
 """ESDIRK methods: one step for every table."""
 
+from typing import Any, NamedTuple
+
 import tensorflow as tf
 
 from keras_neuralde.solution import Status
@@ -8,6 +10,24 @@ from keras_neuralde.solvers.explicit_rk import combine
 from keras_neuralde.solvers.iteration_matrix import LinearSolver, iteration_matrix
 from keras_neuralde.solvers.newton import solve_stage
 from keras_neuralde.tableaus import ESDIRK
+
+
+class StageSlopes(NamedTuple):
+    """The stages of a step.
+
+    Attributes:
+        ks: their slopes, each `(rows, width)`.
+        y1: the new state.
+        converged: `(rows,)` booleans: whether every iteration has.
+        count: `(rows,)` evaluations of what is iterated on.
+        parts: the slopes of the implicit and of the explicit part, where the field has two.
+    """
+
+    ks: list
+    y1: tf.Tensor
+    converged: tf.Tensor
+    count: tf.Tensor
+    parts: Any = None
 
 
 class DiagonallyImplicit(Solver):
@@ -78,12 +98,13 @@ class DiagonallyImplicit(Solver):
 
     def step(self, g, t, t_next, y, state, dense):
         h = (t_next - t)[:, None]
-        jacobian, _ = self.linear_solver.linearise(g, t, y)
-        matrix = iteration_matrix(g, jacobian, self._gamma * h)
-        ks, y1, converged, count = self._stages(g, t, t_next, y, state, matrix)
-        error = h * combine(self.tableau.error, ks)
-        if self._filtered:
-            error = matrix.solve(error)
+        inner = self._linearised(g)
+        jacobian, _ = self.linear_solver.linearise(inner, t, y)
+        matrix = iteration_matrix(inner, jacobian, self._gamma * h)
+        k1 = self._start(g, t, y, state)
+        stages = self._stages(g, t, t_next, y, k1, matrix)
+        ks, y1, converged, count, _ = stages
+        error = self._error(h, stages, matrix)
         regular = matrix.regular
         trouble = tf.where(
             regular,
@@ -94,14 +115,31 @@ class DiagonallyImplicit(Solver):
         finite = tf.math.is_finite(tf.reduce_sum(y1 + ks[-1], axis=1))
         ok = regular & (converged | ~finite)
         coefficients = self._interpolate(h, ks) if dense else None
-        return Step(y1, error, coefficients, ks[-1], ok, trouble, count)
+        return Step(y1, error, coefficients, self._handed_on(ks, state), ok, trouble, count)
+
+    def _error(self, h, stages, matrix):
+        """The error estimate."""
+        error = h * combine(self.tableau.error, stages.ks)
+        return matrix.solve(error) if self._filtered else error
+
+    def _start(self, g, t, y, state):
+        """The slope of the first stage."""
+        return state
+
+    def _handed_on(self, slopes, state):
+        """The solver state after the step."""
+        return slopes[-1]
+
+    def _linearised(self, g):
+        """The part of the field that is iterated on."""
+        return g
 
     def advance(self, g, t, t_next, y, dense):
         proposal = self.step(g, t, t_next, y, self.init(g, t, y), dense)
         return proposal.y1, proposal.dense
 
     def _stages(self, g, t, t_next, y, k1, matrix):
-        """The slopes of all stages, the last stage itself, what converged and at what cost."""
+        """All stages, one after the other."""
         table = self.tableau
         h = (t_next - t)[:, None]
         limit = self.newton_limit * (5 if g.implicit.tolerances is None else 1)
@@ -121,7 +159,7 @@ class DiagonallyImplicit(Solver):
             count += root.evaluations
             slope = root.z / (self._gamma * safe)
             ks.append(tf.where(moving[:, None], slope, k1))
-        return ks, base + root.z, converged, count
+        return StageSlopes(ks, base + root.z, converged, count)
 
     def _interpolate(self, h, ks):
         columns = [combine(column, ks) for column in zip(*self._dense, strict=True)]
@@ -143,7 +181,7 @@ class DiagonallyImplicit(Solver):
         leaves = [*parameters, *captures, *variables]
         jacobian, _ = self.linear_solver.linearise(g, t, y)
         matrix = iteration_matrix(g, jacobian, self._gamma * h)
-        ks, *_ = self._stages(g, t, t_next, y, g(t, y), matrix)
+        ks = self._stages(g, t, t_next, y, g(t, y), matrix).ks
 
         degree = self.dense_degree()
         given = [y1_bar] if dense_bar is None else [y1_bar, *tf.split(dense_bar, degree, axis=1)]

@@ -70,7 +70,7 @@ class ExplicitRungeKutta(Solver):
         table = self.tableau
         k1 = state if table.first_same_as_last else g(t, y)
         h = (t_next - t)[:, None]
-        ks, y_last = self._stages(g, t, t_next, h, y, [k1], table.c[1:], table.a[1:])
+        ks, y_last = self.stages(g, t, t_next, h, y, [k1], table.c[1:], table.a[1:])
         y1 = y_last if table.first_same_as_last else y + h * combine(table.b, ks)
         error = self.error_estimate(h, ks)
         k_last = ks[-1] if table.first_same_as_last else state
@@ -152,7 +152,7 @@ class ExplicitRungeKutta(Solver):
             [outputs[i] for i in count],
         )
 
-    def _stages(self, g, t, t_next, h, y, ks, nodes, rows):
+    def stages(self, g, t, t_next, h, y, ks, nodes, rows):
         """Appends the stages of `nodes` and `rows` to `ks`; also returns the last argument."""
         argument = y
         for c, row in zip(nodes, rows, strict=True):
@@ -176,7 +176,7 @@ class ExplicitRungeKutta(Solver):
         return error
 
     def _interpolate(self, g, t, t_next, h, y, ks):
-        ks, _ = self._stages(g, t, t_next, h, y, ks, self._c_extra, self._a_extra)
+        ks, _ = self.stages(g, t, t_next, h, y, ks, self._c_extra, self._a_extra)
         return self.polynomial(h, ks)
 
     def polynomial(self, h, ks):

@@ -6,17 +6,21 @@ from keras_neuralde.solvers.base import Solver
 from keras_neuralde.solvers.delegated import DelegatedSolver, is_tfp_solver
 from keras_neuralde.solvers.esdirk import DiagonallyImplicit
 from keras_neuralde.solvers.explicit_rk import ExplicitRungeKutta
+from keras_neuralde.solvers.imex import PAIRS, ImplicitExplicit
 from keras_neuralde.solvers.method_of_steps import MethodOfSteps
 from keras_neuralde.solvers.rosenbrock import Rosenbrock
 from keras_neuralde.solvers.sde import STOCHASTIC
+from keras_neuralde.solvers.switching import Switching
 from keras_neuralde.tableaus import ESDIRK, EXPLICIT, ROSENBROCK
 
 _CLASSES: dict = {
     "ExplicitRungeKutta": ExplicitRungeKutta,
     "Rosenbrock": Rosenbrock,
     "DiagonallyImplicit": DiagonallyImplicit,
+    "ImplicitExplicit": ImplicitExplicit,
     "DelegatedSolver": DelegatedSolver,
     "MethodOfSteps": MethodOfSteps,
+    "Switching": Switching,
 }
 _CLASSES |= {method.__name__: method for method in STOCHASTIC.values()}
 _DELEGATED = {"tfp_dormand_prince": "DormandPrince", "tfp_bdf": "BDF"}
@@ -77,6 +81,27 @@ def get(identifier):
         f"`solver` must be a name, a config or a solver object. Received: {identifier!r} "
         f"of type {type(identifier).__name__}"
     )
+
+
+def splitting(identifier):
+    """The solver for an equation of two parts.
+
+    Args:
+        identifier: as for `get`; an ESDIRK method stands for its pair.
+
+    Raises:
+        ValueError: for methods that have no explicit companion.
+    """
+    solver = ImplicitExplicit() if identifier == "auto" else get(identifier)
+    if isinstance(solver, ImplicitExplicit):
+        return solver
+    if not isinstance(solver, DiagonallyImplicit) or not solver.tableau.explicit:
+        raise ValueError(
+            f"a SplitODEProblem needs an implicit-explicit method, one of {list(PAIRS)}. Received: "
+            f"{solver.name!r}, which treats a field as a whole: add the two parts and make it an "
+            "ODEProblem."
+        )
+    return ImplicitExplicit(solver.tableau, solver.newton_limit, solver.linear_solver)
 
 
 def serialize(solver):

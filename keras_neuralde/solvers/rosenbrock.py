@@ -70,15 +70,34 @@ class Rosenbrock(Solver):
         return g(t, y) if self.carries_slope else tf.zeros_like(y)
 
     def step(self, g, t, t_next, y, state, dense):
+        linear = self.linear_solver.linearise(g, t, y)
+        step = self.take(g, t, t_next, y, linear, state if self.carries_slope else None, dense)
+        return step if self.carries_slope else step._replace(state=state)
+
+    def take(self, g, t, t_next, y, linear, slope, dense):
+        """The step for a Jacobian at hand.
+
+        Args:
+            g: the field.
+            t: as in `step`.
+            t_next: likewise.
+            y: likewise.
+            linear: what `LinearSolver.linearise` returned for the start.
+            slope: the field at the start, or `None`, which evaluates it.
+            dense: as in `step`.
+
+        Returns:
+            A `Step` whose state is the slope of the last stage.
+        """
         table = self.tableau
         h = (t_next - t)[:, None]
-        jacobian, rate = self.linear_solver.linearise(g, t, y)
+        jacobian, rate = linear
         matrix = iteration_matrix(g, jacobian, table.gamma * h)
         ok = matrix.regular
         us: list = []
         for i in range(table.num_stages):
-            known = i == 0 and self.carries_slope
-            slope = state if known else g(*self._stage(i, t, t_next, y, us))
+            if i > 0 or slope is None:
+                slope = g(*self._stage(i, t, t_next, y, us))
             u, solved = matrix.solve_checked(self._right_side(i, g, h, slope, rate, us))
             us.append(u)
             ok &= solved
@@ -86,16 +105,14 @@ class Rosenbrock(Solver):
         if dense:
             columns = [combine(column, us) for column in zip(*table.dense, strict=True)]
             coefficients = tf.concat(columns, axis=1)
-        return Step(
-            y + combine(table.m, us),
-            combine(table.error, us),
-            coefficients,
-            slope if self.carries_slope else state,
-            ok=ok,
-            trouble=float(
-                Status.GMRES_STALLED if self.linear_solver.iterates(g) else Status.SINGULAR_MATRIX
-            ),
-        )
+        y1 = y + combine(table.m, us)
+        error = combine(table.error, us)
+        return Step(y1, error, coefficients, slope, ok=ok, trouble=self.trouble(g))
+
+    def trouble(self, g):
+        """The `Status` code of a step that is not ok."""
+        iterates = self.linear_solver.iterates(g)
+        return float(Status.GMRES_STALLED if iterates else Status.SINGULAR_MATRIX)
 
     def _stage(self, i, t, t_next, y, us):
         """Where stage `i` evaluates the field."""

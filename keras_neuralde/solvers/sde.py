@@ -327,6 +327,7 @@ class ReversibleHeun(StochasticSolver):
     strong_order_additive = 1.0
     interpretations = ("stratonovich",)
     copies = 2
+    reversible = True
     source = "Kidger, Foster, Li & Lyons 2021"
 
     def evaluations(self, dense):

@@ -1,5 +1,8 @@
 """Gradients of stochastic solves, path by path: the noise is drawn again on the way back."""
 
+import math
+import re
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -167,7 +170,181 @@ def test_times_have_no_gradient(graph):
         (tf.function(run, autograph=False) if graph else run)(end)
 
 
-def test_other_adjoints_are_refused():
-    for keywords, words in (({"adjoint": "backsolve"}, "discrete"), ({"dense": True}, "dense")):
-        with pytest.raises(ValueError, match=words):
-            nde.solve(geometric(RATES, start()), "sosri", batch_ndims=1, seed=1, **keywords)
+NOISES = {
+    "diagonal": lambda t, y, p, v: p[1] * tf.cos(y) + 0.1 * v,
+    "general": lambda t, y, p, v: tf.stack([p[1] * tf.cos(y), 0.3 * y, 0.1 * v + 0.0 * y], -1),
+}
+# On every grid below; the start and one time twice among them.
+SAVES = [0.0, 0.25, 0.5, 0.5, 1.0]
+
+
+class Swinging:
+    """A loss with gradients to the state, parameters, a closed-over tensor and a variable."""
+
+    def __init__(self, noise="diagonal", interpretation="stratonovich"):
+        self.noise, self.interpretation = noise, interpretation
+        self.variable = tf.Variable(1.3, dtype=tf.float64)
+        self.y0 = tf.constant(np.linspace(0.5, 1.5, 8).reshape(4, 2))
+        self.p = tf.constant([0.7, 0.5], tf.float64)
+        self.closed = tf.constant(0.2, tf.float64)
+
+    def problem(self, y0, p, closed):
+        def f(t, y, p):
+            return p[0] * tf.sin(y) + closed * tf.cos(t)[..., None]
+
+        def g(t, y, p):
+            return NOISES[self.noise](t, y, p, self.variable)
+
+        return nde.SDEProblem(
+            f, g, y0, (0.0, 1.0), p, noise=self.noise, interpretation=self.interpretation
+        )
+
+    def program(self, adjoint, solver, jit=True, **keywords):
+        """From the step size to all gradients, in one row."""
+
+        @tf.function(jit_compile=jit, autograph=False)
+        def run(dt0, y0, p, closed):
+            with tf.GradientTape() as tape:
+                tape.watch([y0, p, closed])
+                step = {"dt0": dt0, "controller": "constant"}
+                y = nde.solve(
+                    self.problem(y0, p, closed), solver, batch_ndims=1, seed=3, adjoint=adjoint,
+                    **(step | keywords),
+                ).y  # fmt: skip
+                loss = tf.reduce_sum(y * y)
+            bars = tape.gradient(loss, [y0, p, closed, self.variable])
+            return tf.concat([tf.reshape(bar, [-1]) for bar in bars], 0)
+
+        return run
+
+    def gradients(self, adjoint, solver, **keywords):
+        """The same once, for a step size that is known when the program is built."""
+        program = self.program(adjoint, solver, **keywords)
+        return program(tf.constant(0.0, tf.float64), self.y0, self.p, self.closed).numpy()
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_undone_steps_give_the_discrete_gradient(noise):
+    swinging = Swinging(noise)
+    fixed = {"saveat": SAVES, "dt0": 1 / 64, "checkpoints": 4}
+    exact = swinging.gradients("discrete", "reversible_heun", **fixed)
+    undone = swinging.gradients("reversible", "reversible_heun", **fixed)
+    np.testing.assert_allclose(undone, exact, rtol=1e-12)
+    if noise == "diagonal":
+        plain = swinging.gradients("reversible", "reversible_heun", jit=False, **fixed)
+        np.testing.assert_allclose(plain, exact, rtol=1e-12)
+
+
+def test_undone_steps_need_no_memory_of_them():
+    """One program for any number of steps; none of its arrays holds more than a few states."""
+    swinging = Swinging()
+    programs = {
+        name: swinging.program(name, "reversible_heun") for name in ("discrete", "reversible")
+    }
+    arguments = swinging.y0, swinging.p, swinging.closed
+    for steps in (10, 1000):
+        dt0 = tf.constant(1 / steps, tf.float64)
+        exact, undone = (program(dt0, *arguments) for program in programs.values())
+        np.testing.assert_allclose(undone, exact, rtol=1e-10)
+    largest = {}
+    for name, program in programs.items():
+        assert program.experimental_get_tracing_count() == 1
+        text = program.experimental_get_compiler_ir(dt0, *arguments)(stage="optimized_hlo")
+        shapes = re.findall(r"f64\[([0-9,]+)\]", text)
+        largest[name] = max(math.prod(map(int, shape.split(","))) for shape in shapes)
+    state = 2 * tf.size(swinging.y0).numpy()
+    assert largest["reversible"] <= 4 * state
+    assert largest["discrete"] >= 64 * state
+
+
+def test_rows_that_end_early_or_fail_are_undone_too():
+    ends, y0 = np.array([1.0, 0.3, 1.0]), tf.constant([[0.5], [0.7], [9.0]], tf.float64)
+    bars = []
+    for adjoint in ("discrete", "reversible", "backsolve"):
+        with tf.GradientTape() as tape:
+            tape.watch(y0)
+            problem = nde.SDEProblem(
+                lambda t, y, p: y * y - y, lambda t, y, p: 0.1 * y, y0, (0.0, ends),
+                interpretation="stratonovich",
+            )  # fmt: skip
+            solver = "stochastic_heun" if adjoint == "backsolve" else "reversible_heun"
+            y = nde.solve(
+                problem, solver, dt0=1 / 256, controller="constant", batch_ndims=1, seed=1,
+                adjoint=adjoint, throw=False,
+            ).y  # fmt: skip
+            loss = tf.reduce_sum(tf.where(tf.math.is_finite(y), y, 0.0))
+        assert np.isnan(y[2, 0]) and np.all(np.isfinite(y[:2]))
+        bars.append(tape.gradient(loss, y0).numpy())
+    assert bars[0][2, 0] == 0.0
+    np.testing.assert_allclose(bars[1], bars[0], rtol=1e-12)
+    np.testing.assert_allclose(bars[2], bars[0], rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("noise", "solver"),
+    [
+        pytest.param("diagonal", "sosri", marks=pytest.mark.slow),
+        ("general", "stochastic_heun"),
+    ],
+)
+def test_forward_mode_gives_the_same_numbers(noise, solver):
+    adaptive = solver == "sosri"
+    swinging = Swinging(noise, "ito" if adaptive else "stratonovich")
+    # Save points off every grid for adaptive steps.
+    steps = {"dt0": None, "controller": None, "saveat": [0.0, 0.31, 1.0]} if adaptive else {}
+    steps = {"saveat": SAVES, "dt0": 1 / 16} | steps
+    exact = swinging.gradients("discrete", solver, **steps)
+    np.testing.assert_allclose(swinging.gradients("forward", solver, **steps), exact, rtol=1e-11)
+
+
+@pytest.mark.parametrize("noise", ["diagonal", pytest.param("general", marks=pytest.mark.slow)])
+def test_backsolve_converges_to_the_discrete_gradient(noise):
+    """On the same paths: each gradient is one of the same path's exact solution, and an error."""
+    swinging = Swinging(noise)
+    programs = [swinging.program(name, "stochastic_heun") for name in ("discrete", "backsolve")]
+    errors = []
+    for steps in (32, 128, 512, 2048):
+        dt0 = tf.constant(1 / steps, tf.float64)
+        exact, found = (run(dt0, swinging.y0, swinging.p, swinging.closed) for run in programs)
+        errors.append(np.linalg.norm(found - exact) / np.linalg.norm(exact))
+    order = -np.polyfit(np.log([32, 128, 512, 2048]), np.log(errors), 1)[0]
+    # Noises that do not commute cost Heun's method half an order.
+    least = 0.85 if noise == "diagonal" else 0.4
+    assert order > least and errors[-1] < (1e-4 if noise == "diagonal" else 5e-3), errors
+
+
+def test_backsolve_takes_up_save_points():
+    swinging = Swinging()
+    fixed = {"saveat": SAVES, "dt0": 1 / 1024}
+    exact = swinging.gradients("discrete", "stochastic_heun", **fixed)
+    found = swinging.gradients("backsolve", "stochastic_heun", **fixed)
+    np.testing.assert_allclose(found, exact, rtol=2e-3)
+
+
+def test_what_is_refused():
+    heun = {"controller": "constant", "dt0": 0.1}
+    stratonovich = {"interpretation": "stratonovich"}
+    for solver, equation, keywords, words in (
+        ("sosri", {}, {"dense": True}, "dense"),
+        ("sosri", {}, {"adjoint": "interpolating"}, "has the gradients.*Received"),
+        ("sosri", {}, {"adjoint": "backsolve"}, "Stratonovich.*Received: interpretation='ito'"),
+        ("sosri", {}, {"adjoint": "reversible"}, "needs the solver 'reversible_heun'.*'sosri'"),
+        ("stochastic_heun", stratonovich, heun | {"adjoint": "backsolve", "saveat": 0.55}, "grid"),
+        ("reversible_heun", stratonovich, heun | {"adjoint": "reversible", "saveat": 0.55}, "grid"),
+    ):
+        problem = geometric(tf.constant(RATES), start(), **equation)
+        with pytest.raises(ValueError, match=words), tf.GradientTape() as tape:
+            tape.watch(problem.p)
+            nde.solve(problem, solver, batch_ndims=1, seed=1, **keywords)
+    recorded = np.linspace(0.0, 1.0, 11)
+    problem = geometric(tf.constant(RATES), start(), **stratonovich)
+    with pytest.raises(ValueError, match="controller='constant'"), tf.GradientTape() as tape:
+        tape.watch(problem.p)
+        nde.solve(
+            problem, "reversible_heun", batch_ndims=1, seed=1, steps=recorded, adjoint="reversible"
+        )
+    with pytest.raises(ValueError, match="needs the solver 'reversible_heun'.*'tsit5'"):
+        ordinary = nde.ODEProblem(lambda t, y, p: -y, tf.ones(2), (0.0, 1.0))
+        with tf.GradientTape() as tape:
+            tape.watch(ordinary.y0)
+            nde.solve(ordinary, adjoint="reversible")

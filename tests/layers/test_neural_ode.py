@@ -340,3 +340,19 @@ class TestDoor:
     def test_eager_failure_raises_with_the_repair(self):
         with pytest.raises(nde.SolveError, match="max_steps"):
             nde.NeuralODE(Linear(), (0.0, 1.0), max_steps=1, rtol=1e-6)(Y0)
+
+
+@pytest.mark.parametrize("saveat", [None, [0.5, 1.0]])
+def test_one_component_and_a_free_batch_axis(saveat):
+    """A width of 1 stays known in the loop's shapes; y' = ky, so that the answer is exact."""
+    decay = keras.layers.Dense(
+        1, use_bias=False, kernel_initializer=keras.initializers.Constant(-1)
+    )
+    layer = nde.NeuralODE(decay, (0.0, 1.0), saveat=saveat, rtol=1e-5)
+    model = keras.Sequential([keras.Input((1,)), layer])
+    model.compile(keras.optimizers.SGD(0.0), "mse", jit_compile=True)
+    x = np.array([[1.0], [2.0], [3.0]], np.float32)
+    exact = x * np.exp(-1.0) if saveat is None else x[:, :, None] * np.exp([[-0.5], [-1.0]])
+    history = model.fit(x, exact, batch_size=2, verbose=0).history
+    assert history["loss"][0] < 1e-8
+    np.testing.assert_allclose(model.predict(x, verbose=0), exact, rtol=1e-4)

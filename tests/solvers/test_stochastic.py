@@ -6,7 +6,8 @@ import tensorflow as tf
 from scipy import stats
 
 import keras_neuralde as nde
-from keras_neuralde import arguments, solvers
+from keras_neuralde import solvers
+from keras_neuralde.equations import stochastic
 from keras_neuralde.solvers.sde import STOCHASTIC, LambaEM
 from keras_neuralde.tableaus.stochastic import SOSRI
 
@@ -534,7 +535,7 @@ def test_refusals_of_types_and_fields():
 
 
 def test_determinism_wants_a_seed(monkeypatch):
-    monkeypatch.setattr(arguments, "op_determinism_is_enabled", lambda: True)
+    monkeypatch.setattr(stochastic, "op_determinism_is_enabled", lambda: True)
     with pytest.raises(ValueError, match="give this solve a `seed`"):
         nde.solve(plain(), batch_ndims=1)
     nde.solve(plain(), batch_ndims=1, seed=1)

@@ -1,0 +1,149 @@
+"""A neural PDE in the plane: a network in place of the reaction of the Brusselator.
+
+u_t = 1 + u²v - 4.4 u + 0.1 Δu + f,  v_t = 3.4 u - u²v + 0.1 Δv on a torus of 16 by 16 points,
+with a force f that is switched on in a disc at t = 1.1. A 2-16-1 network of (u, v) at a point takes
+the place of u²v. Diffusion is stiff and simple, the network is neither: a `SplitODEProblem` solves
+the one implicitly and the other explicitly. ADAM and then BFGS fit the network to the field at 23
+times.
+
+    python examples/22_brusselator.py [--seed 0] [--output demo_output] [--smoke]
+"""
+
+import argparse
+import pathlib
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_neuralde as nde
+
+POINTS = 16
+SPACING = 1.0 / (POINTS - 1)
+X = SPACING * np.arange(POINTS)
+A, B, DIFFUSION = 3.4, 1.0, 0.1
+TIMES = np.linspace(0.0, 11.5, 24)[1:]
+DISC = ((X[:, None] - 0.3) ** 2 + (X - 0.6) ** 2 <= 0.1**2).astype(float)
+START = np.stack(
+    [
+        np.broadcast_to(22.0 * (X * (1.0 - X)) ** 1.5, (POINTS, POINTS)),
+        np.broadcast_to(27.0 * (X * (1.0 - X)) ** 1.5, (POINTS, POINTS)).T,
+    ]
+)
+
+_laplacian = nde.Laplacian([SPACING, SPACING])
+
+
+def diffusion(t, y, p):
+    """The stiff part; `y` is `(2, 16, 16)`: u and v."""
+    return DIFFUSION * _laplacian(y)
+
+
+def chemistry(reaction):
+    """The other part, for a `reaction(u, v, p)`."""
+
+    def field(t, y, p):
+        u, v = tf.unstack(y)
+        force = tf.where(t >= 1.1, tf.constant(5.0 * DISC), tf.zeros_like(u))
+        made = reaction(u, v, p)
+        return tf.stack([B + made - (A + 1.0) * u + force, A * u - made])
+
+    return field
+
+
+def states(reaction, p=None, tolerance=1e-3):
+    """The fields at `TIMES`, `(23, 2, 16, 16)`."""
+    problem = nde.SplitODEProblem(chemistry(reaction), diffusion, START, (0.0, TIMES[-1]), p)
+    keywords = {"saveat": TIMES, "rtol": tolerance, "atol": tolerance, "throw": False}
+    return nde.solve(problem, "kencarp4", **keywords).y
+
+
+def data():
+    """What the reaction u²v makes."""
+    return states(lambda u, v, p: u * u * v, tolerance=1e-6)
+
+
+def network(seed):
+    """The weights as a vector, and the reaction as a function `(u, v, weights)`."""
+    keras.utils.set_random_seed(seed)
+    model = keras.Sequential(
+        [
+            keras.Input((2,), dtype="float64"),
+            keras.layers.Dense(16, "tanh", dtype="float64"),
+            keras.layers.Dense(1, dtype="float64"),
+        ]
+    )
+    weights, apply = nde.flatten_parameters(model)
+
+    def reaction(u, v, p):
+        inputs = tf.stack([tf.reshape(u, [-1]), tf.reshape(v, [-1])], axis=1)
+        return tf.reshape(apply(p, inputs), u.shape)
+
+    return weights, reaction
+
+
+def run(seed=0, iterations=(300, 100)):
+    """Fits: `(result, fields)`, the fields at `TIMES` as the network makes them."""
+    target = data()
+    weights, reaction = network(seed)
+
+    def loss(weights):
+        return tf.reduce_mean((states(reaction, weights) - target) ** 2)
+
+    stages = [
+        (keras.optimizers.Adam(0.02), iterations[0]),
+        (nde.optimizers.BFGS(initial_step_norm=0.01), iterations[1]),
+    ]
+    result = nde.minimize(loss, weights, stages)
+    return result, states(reaction, result.minimizer)
+
+
+def draw(fields, path):
+    """u in the plane at four times, and along a line through the disc as a space-time map."""
+    import matplotlib.pyplot as plt
+
+    target = data().numpy()
+    moments = [1, 4, 9, 16]
+    figure, axes = plt.subplots(2, 6, figsize=(16, 5), layout="constrained")
+    for row, (values, title) in enumerate(((target, "data"), (fields.numpy(), "network"))):
+        for ax, moment in zip(axes[row], moments, strict=False):
+            image = ax.imshow(
+                values[moment, 0].T, origin="lower", extent=(0, 1, 0, 1), vmin=0.0,
+                vmax=target[moment, 0].max(),
+            )  # fmt: skip
+            ax.set(title=f"{title}: u at t = {TIMES[moment]:g}", xticks=[], yticks=[])
+            figure.colorbar(image, ax=ax, shrink=0.8)
+        line = axes[row, 4].imshow(
+            values[:, 0, :, 9].T, origin="lower", aspect="auto", vmin=0.0,
+            vmax=target[:, 0, :, 9].max(), extent=(TIMES[0], TIMES[-1], 0.0, 1.0),
+        )  # fmt: skip
+        axes[row, 4].set(title=f"{title}: u along y = 0.6", xlabel="t", ylabel="x")
+        figure.colorbar(line, ax=axes[row, 4], shrink=0.8)
+        ax = axes[row, 5]
+        component = 0 if row == 0 else 1
+        for values, style in ((target, "k.-"), (fields.numpy(), "--")):
+            ax.plot(TIMES, values[:, component].mean(axis=(1, 2)), style)
+        ax.set(title=f"mean of {'uv'[component]}", xlabel="t")
+    axes[0, 5].legend(["data", "network"])
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main():
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("demo_output"))
+    parser.add_argument("--smoke", action="store_true", help="a few iterations only")
+    arguments = parser.parse_args()
+    iterations = (2, 1) if arguments.smoke else (300, 100)
+    result, fields = run(arguments.seed, iterations)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    path = arguments.output / "brusselator.png"
+    draw(fields, path)
+    print(result)
+    print(f"  {path}")
+
+
+if __name__ == "__main__":
+    main()

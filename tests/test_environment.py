@@ -1,0 +1,82 @@
+"""What the package tells of itself: versions, and records as text."""
+
+import importlib.metadata
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_neuralde as nde
+
+
+def test_versions(capsys):
+    nde.show_versions()
+    printed = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
+    assert printed["keras-neuralde"] == nde.__version__
+    for name in ("tensorflow", "keras", "numpy"):
+        assert printed[name].strip() == importlib.metadata.version(name)
+    assert "CPU:0" in printed["devices"]
+
+
+def rotation(t, y, p):
+    return y
+
+
+@pytest.mark.parametrize(
+    ("problem", "text"),
+    [
+        (
+            nde.ODEProblem(rotation, tf.ones((3, 2)), (0.0, 1.0), {"a": np.float64(2.0)}),
+            "ODEProblem(f=rotation, y0=<float32 (3, 2)>, t_span=(0.0, 1.0), p={'a': 2})",
+        ),
+        (
+            nde.ODEProblem(rotation, list(range(9)), (0.0, 1.0), mass_matrix=np.eye(9)),
+            "ODEProblem(f=rotation, y0=9 numbers, t_span=(0.0, 1.0), mass_matrix=<float64 (9, 9)>)",
+        ),
+        (
+            nde.SDEProblem(rotation, rotation, 1.0, (0.0, 1.0), noise="scalar"),
+            "SDEProblem(f=rotation, g=rotation, y0=1.0, t_span=(0.0, 1.0), noise='scalar')",
+        ),
+    ],
+)
+def test_problems_print_shapes_not_numbers(problem, text):
+    assert repr(problem) == text
+
+
+def test_layers_print_what_they_solve():
+    import keras
+
+    layer = nde.NeuralODE(
+        keras.layers.Dense(2), (0.0, 2.0), saveat=[1.0, 2.0], rtol=1e-5, name="flow"
+    )
+    assert repr(layer) == (
+        "<NeuralODE 'flow', t from 0 to 2, tsit5, 2 save times, rtol=1e-05, not built>"
+    )
+    layer.build((None, 2))
+    assert repr(layer).endswith("6 parameters>")
+
+
+def test_solutions_and_summaries_print_ranges(capsys):
+    problem = nde.ODEProblem(lambda t, y, p: -p * y, 1.0, (0.0, 1.0), 1.0)
+
+    def vary(problem, i, seed):
+        return problem.remake(p=tf.cast(i, tf.float32))
+
+    sol = nde.solve_ensemble(
+        problem, 5, vary=vary, saveat=[0.5, 1.0], batch_size=2, seed=0, progress=True
+    )
+    assert capsys.readouterr().out == "", "no terminal, no bar"
+    assert repr(sol).startswith("EnsembleSolution(y: (2, 5), t: (2,))")
+    low, high = int(np.min(sol.stats.num_steps)), int(np.max(sol.stats.num_steps))
+    assert f"num_steps: {low} to {high}, " in repr(sol.stats)
+    assert repr(sol.summary()) == (
+        "Summary(of 5 trajectories at (2,) times; mean, var, median: (2,), quantiles (0.05, 0.95))"
+    )
+
+
+def test_a_bar_counts_the_chunks(monkeypatch):
+    drawn = []
+    monkeypatch.setattr("keras_neuralde.ensemble.progress_bar", lambda: drawn.append)
+    problem = nde.ODEProblem(lambda t, y, p: -y, 1.0, (0.0, 1.0))
+    nde.solve_ensemble(problem, 5, batch_size=2, progress=True)
+    assert drawn == [0.4, 0.8, 1.0]
