@@ -71,8 +71,9 @@ def page():
         lines += [f"## {title.rstrip('.')}", "", f"`examples/{script.name}`. {text}", ""]
         for picture in kept["pictures"]:
             lines += [f"![{title}](images/{picture})", ""]
-        seconds = kept["seconds"]
-        lines += [f"*{seconds} s of processor time, compilation and pictures included.*", ""]
+        if "seconds" in kept:
+            seconds = kept["seconds"]
+            lines += [f"*{seconds} s of processor time, compilation and pictures included.*", ""]
     return "\n".join(lines)
 
 

@@ -3,20 +3,23 @@
 import ast
 import pathlib
 
-import nbformat
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # A notebook has no command line: `main` reads this one.
+LAST = """main()
+
+from IPython.display import Image, display  # noqa: E402
+
+for picture in sorted(pathlib.Path("demo_output").glob("*.png")):
+    display(Image(filename=str(picture)))"""
 ARGUMENTS = 'import sys\n\nsys.argv = ["example"]  # add "--smoke" for a few steps only'
 
 
 def cells(source):
-    """The docstring as text, the imports and constants, each function, and the call of `main`."""
+    """Pairs of a kind and a text: the docstring, constants, each function, the call of `main`."""
     tree = ast.parse(source)
     lines = source.splitlines()
-    yield new_markdown_cell(ast.get_docstring(tree))
+    yield "markdown", ast.get_docstring(tree)
     block: list = []
     previous = tree.body[0].end_lineno
     for node in tree.body[1:]:
@@ -24,19 +27,19 @@ def cells(source):
         text = "\n".join(lines[previous : node.end_lineno]).strip("\n")
         whole = isinstance(node, (ast.FunctionDef, ast.ClassDef))
         if whole and block:
-            yield new_code_cell("\n".join(block))
+            yield "code", "\n".join(block)
             block = []
         if _is_main_guard(node):
             break
         block.append(text if not whole else "\n".join(lines[first - 1 : node.end_lineno]))
         if whole:
-            yield new_code_cell("\n".join(block))
+            yield "code", "\n".join(block)
             block = []
         previous = node.end_lineno
     if block:
-        yield new_code_cell("\n".join(block))
-    yield new_code_cell(ARGUMENTS)
-    yield new_code_cell("main()")
+        yield "code", "\n".join(block)
+    yield "code", ARGUMENTS
+    yield "code", LAST
 
 
 def _is_main_guard(node):
@@ -45,11 +48,15 @@ def _is_main_guard(node):
 
 def main():
     """Writes all notebooks."""
+    import nbformat
+    from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+    make = {"code": new_code_cell, "markdown": new_markdown_cell}
     folder = ROOT / "notebooks"
     folder.mkdir(exist_ok=True)
     for script in sorted((ROOT / "examples").glob("*.py")):
         source = script.read_text(encoding="utf-8").replace("__file__", repr(str(script)))
-        notebook = new_notebook(cells=list(cells(source)))
+        notebook = new_notebook(cells=[make[kind](text) for kind, text in cells(source)])
         nbformat.validate(notebook)
         nbformat.write(notebook, folder / f"{script.stem}.ipynb")
         print(folder / f"{script.stem}.ipynb")

@@ -73,7 +73,7 @@ def draw(apply, p, path):
     figure, ax = plt.subplots(figsize=(7, 3.8), layout="constrained")
     ax.plot(times, u[:, 0], "--", color="#D55E00", label="x, driven by the network")
     ax.plot(times, u[:, 1], color="#0072B2", label="y, to be held at 1")
-    ax.set(xlabel="t", ylabel="state", ylim=(0.0, 1.5), title="An unstable system held at one")
+    ax.set(xlabel="t", ylabel="state", ylim=(-0.2, 1.5), title="An unstable system held at one")
     ax.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)

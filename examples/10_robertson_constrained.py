@@ -81,7 +81,8 @@ def draw(model, path):
         ax.plot(TIMES, y[:, i], color=colour, label="network under the constraint")
         ax.plot(TIMES, target[:, i], "o", color=colour, markersize=4, alpha=0.5, label="data")
         ax.set(xlabel="t", title=f"y{i + 1}")
-    axes[0].legend(loc="lower left")
+    axes[0].set_ylabel("concentration")
+    axes[2].legend(loc="lower right", fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

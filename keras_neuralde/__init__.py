@@ -11,8 +11,15 @@ from keras_neuralde.ensemble import EnsembleSolution as EnsembleSolution
 from keras_neuralde.ensemble import Summary as Summary
 from keras_neuralde.ensemble import solve_ensemble as solve_ensemble
 from keras_neuralde.environment import show_versions as show_versions
+from keras_neuralde.events import ContinuousEvent as ContinuousEvent
+from keras_neuralde.events import DiscreteEvent as DiscreteEvent
+from keras_neuralde.events import PresetTimeEvent as PresetTimeEvent
 from keras_neuralde.export import export_saved_model as export_saved_model
 from keras_neuralde.initial_state import consistent_state as consistent_state
+from keras_neuralde.jumps import ConstantRateJump as ConstantRateJump
+from keras_neuralde.jumps import JumpProblem as JumpProblem
+from keras_neuralde.jumps import VariableRateJump as VariableRateJump
+from keras_neuralde.jumps import expectation as expectation
 from keras_neuralde.layers import FiniteDifference as FiniteDifference
 from keras_neuralde.layers import Laplacian as Laplacian
 from keras_neuralde.layers import NeuralCDDE as NeuralCDDE

@@ -1,23 +1,25 @@
 """Many trajectories of one problem, written for one."""
 
 import dataclasses
-import functools
-import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from keras_neuralde import values
+from keras_neuralde import rows, values
 from keras_neuralde.equations import TrajectorySeeds
+from keras_neuralde.events import as_events
 from keras_neuralde.execution import programs, tape_is_active
-from keras_neuralde.problems import ODEProblem, SDEProblem
+from keras_neuralde.jumps import JumpProblem
+from keras_neuralde.problems import DDEProblem, ODEProblem, SDEProblem
 from keras_neuralde.programs import function_key
 from keras_neuralde.solution import Solution, SolveError, Stats, describe
 from keras_neuralde.solve import progress_bar, solve
 from keras_neuralde.spreading import Replicas
 
 _BATCH_SIZE = 16_384
+# The same of a delay equation, which keeps all its steps.
+_DELAY_BATCH_SIZE = 256
 
 
 class Summary(NamedTuple):
@@ -173,19 +175,22 @@ def solve_ensemble(
     """Solves a problem, written for one trajectory, for many.
 
     Args:
-        problem: an `ODEProblem` or `SDEProblem` for one trajectory: its functions see one state
-            and a scalar time. The noise of a trajectory depends on `seed` and its number alone.
+        problem: an `ODEProblem`, `SDEProblem`, `DDEProblem` or `JumpProblem` for one trajectory:
+            its functions, those of jumps and events included, see one state and a scalar time. The
+            noise of a trajectory depends on `seed` and its number alone.
         trajectories: how many.
         solver: as in `solve`.
         vary: `vary(problem, i, seed)` returns a remade problem for trajectory `i`, a scalar int32
-            tensor. It may change y0, p and t_span; what it leaves as it is (weights of a network
-            in p, say) is shared, not copied. `seed` is the trajectory's own, an int32 tensor of
-            shape (2,) for `tf.random.stateless_*`, whose floats differ between compiled and plain
-            programs (their integer bits do not, with `alg="philox"`). Pass what is trained through
-            y0 and p: a tensor that `vary` closes over is part of its compiled program.
+            tensor. It may change y0, p, t_span and constant lags; what it leaves as it is (weights
+            of a network in p, say) is shared, not copied. `seed` is the trajectory's own, an int32
+            tensor of shape (2,) for `tf.random.stateless_*`, whose floats differ between compiled
+            and plain programs (their integer bits do not, with `alg="philox"`). Pass what is
+            trained through y0 and p: a tensor that `vary` closes over is part of its compiled
+            program.
         seed: an integer; `None` for a fresh one. The seed of a trajectory depends on it and on `i`
             alone, so that chunks do not change results.
-        batch_size: trajectories solved at once, default 16,384; it bounds the memory of a solve.
+        batch_size: trajectories solved at once, default 16,384, and 256 of a delay equation, which
+            keeps all steps; it bounds the memory of a solve.
         strategy: a `tf.distribute.MirroredStrategy` or `MultiWorkerMirroredStrategy` whose devices
             share the work; every worker calls this function with the same arguments and gets the
             whole solution. A trajectory does not depend on how many devices there are. Without
@@ -211,10 +216,15 @@ def solve_ensemble(
     >>> tuple(sol.y.shape), tuple(sol.summary().mean.shape)
     ((2, 100), (2,))
     """
-    if not isinstance(problem, (ODEProblem, SDEProblem)):
-        raise TypeError(f"`problem` must be an ODEProblem or an SDEProblem. Received: {problem!r}")
+    if not isinstance(problem, (ODEProblem, SDEProblem, DDEProblem, JumpProblem)):
+        raise TypeError(
+            "`problem` must be an ODEProblem, an SDEProblem, a DDEProblem or a JumpProblem. "
+            f"Received: {problem!r}"
+        )
     _check_count("trajectories", trajectories)
-    batch_size = min(trajectories, _BATCH_SIZE) if batch_size is None else batch_size
+    if batch_size is None:
+        most = _DELAY_BATCH_SIZE if isinstance(problem, DDEProblem) else _BATCH_SIZE
+        batch_size = min(trajectories, most)
     _check_count("batch_size", batch_size)
     if "batch_ndims" in keywords:
         raise ValueError(
@@ -238,36 +248,54 @@ def solve_ensemble(
         )
     timed = len(shape) == 1
     fresh = int(np.random.default_rng().integers(2**31)) if seed is None else seed
+    work = _Work(problem, trajectories, solver, vary, batch_size, timed, keywords)
     if strategy is not None:
-        work = functools.partial(_solve_range, timed=timed, solver=solver, batch_size=batch_size)
-        return _on_replicas(strategy, problem, vary, fresh, trajectories, work, keywords)
-    spread = _Spread(problem, vary, fresh)
-    everything = range(trajectories)
-    return _solve_range(
-        spread, everything, trajectories, timed, solver, batch_size, progress, keywords
-    )
+        return _on_replicas(strategy, work, fresh)
+    return work.solve(range(trajectories), fresh, progress)
 
 
-def _solve_range(spread, numbers, trajectories, timed, solver, batch_size, progress, keywords):
-    """The trajectories of some numbers, in chunks; beyond the last number it is repeated."""
-    count = len(numbers)
-    batch_size = min(batch_size, count)
-    chunks = []
-    several = batch_size < count
-    report = progress_bar() if progress and several else lambda done: None
-    keywords = {**keywords, "progress": progress and not several}
-    for start in range(0, count, batch_size):
-        # The last chunk repeats its last trajectory: one shape, one program.
-        first = numbers.start + start
-        indices = tf.minimum(tf.range(first, first + batch_size), trajectories - 1)
-        noise = TrajectorySeeds(spread.seed, indices) if spread.stochastic else None
-        sol = solve(spread(indices), solver, batch_ndims=1, seed=noise, **keywords)
-        chunks.append(_cut(sol, min(batch_size, count - start), timed))
-        report(min(1.0, (start + batch_size) / count))
-    return _join(chunks, timed)
+class _Work(NamedTuple):
+    """An ensemble to be solved, with the arguments of `solve_ensemble`."""
+
+    problem: Any
+    trajectories: int
+    solver: Any
+    vary: Any
+    batch_size: int
+    timed: bool
+    keywords: dict
+
+    def solve(self, numbers, seed, progress=False, **more):
+        """The trajectories of a range of numbers; beyond the last number it is repeated."""
+        count = len(numbers)
+        batch_size = min(self.batch_size, count)
+        problem, vary, keywords = self.problem, self.vary, {**self.keywords, **more}
+        jumps = problem.jumps if isinstance(problem, JumpProblem) else None
+        if jumps is not None:
+            problem, vary = problem.problem, _varying(vary, jumps)
+        spread = _Spread(problem, vary, seed)
+        if keywords.get("events"):
+            keywords["events"] = [spread.batched(event) for event in as_events(keywords["events"])]
+        chunks = []
+        several = batch_size < count
+        report = progress_bar() if progress and several else lambda done: None
+        keywords["progress"] = progress and not several
+        for start in range(0, count, batch_size):
+            # The last chunk repeats its last trajectory: one shape, one program.
+            first = numbers.start + start
+            indices = tf.minimum(tf.range(first, first + batch_size), self.trajectories - 1)
+            random = jumps is not None or isinstance(problem, SDEProblem)
+            noise = TrajectorySeeds(seed, indices) if random else None
+            batch = spread(indices)
+            if jumps is not None:
+                batch = JumpProblem(batch, [spread.batched(jump) for jump in jumps])
+            sol = solve(batch, self.solver, batch_ndims=1, seed=noise, **keywords)
+            chunks.append(_cut(sol, min(batch_size, count - start), self.timed))
+            report(min(1.0, (start + batch_size) / count))
+        return _join(chunks, self.timed)
 
 
-def _on_replicas(strategy, problem, vary, seed, trajectories, work, keywords):
+def _on_replicas(strategy, work, seed):
     """An ensemble whose trajectories are shared out to the replicas of a strategy."""
     if not isinstance(strategy, tf.distribute.Strategy):
         raise TypeError(f"`strategy` must be a tf.distribute.Strategy. Received: {strategy!r}")
@@ -279,20 +307,18 @@ def _on_replicas(strategy, problem, vary, seed, trajectories, work, keywords):
         )
     replicas = Replicas(strategy)
     # Workers that were given no seed take that of the first.
-    seed = int(replicas.gather(replicas.run(lambda number: tf.constant([seed], tf.int64)))[0])
-    share = -(-trajectories // replicas.count)
+    seeds = replicas.run(lambda number: tf.constant([seed], tf.int64))
+    seed = int(replicas.gather(seeds, 0)[0])
+    share = -(-work.trajectories // replicas.count)
 
     def compute(number):
-        spread = _Spread(problem, vary, seed)
-        numbers = range(number * share, (number + 1) * share)
         # A worker that raised alone would leave the others waiting for its share.
-        quiet = {**keywords, "throw": False}
-        return work(spread, numbers, trajectories, progress=False, keywords=quiet)
+        return work.solve(range(number * share, (number + 1) * share), seed, throw=False)
 
-    solution = _gather(replicas, replicas.run(compute))
-    solution = _cut(solution, trajectories, solution.timed)
+    solution = _join(replicas.run(compute), work.timed, replicas.gather)
+    solution = _cut(solution, work.trajectories, work.timed)
     codes = solution.status.numpy()
-    if keywords.get("throw", True) and codes.any():
+    if work.keywords.get("throw", True) and codes.any():
         raise SolveError(
             f"the solve failed: {'; '.join(describe(codes))}. Trajectory "
             f"{int(np.flatnonzero(codes)[0])} is the first of them. Pass throw=False to get the "
@@ -301,25 +327,21 @@ def _on_replicas(strategy, problem, vary, seed, trajectories, work, keywords):
     return solution
 
 
-def _gather(replicas, solutions):
-    """One `EnsembleSolution` from those of all replicas."""
-    one = next(iter(solutions.values()))
-    own_times = not one.timed and one.t.shape.rank == 1
+def _varying(vary, jumps):
+    """A function that varies the equation of a jump problem, from one that varies the problem."""
+    if vary is None:
+        return None
 
-    def gather(part, axis=0):
-        leaves = {number: tf.nest.flatten(part(sol)) for number, sol in solutions.items()}
-        columns = range(len(tf.nest.flatten(part(one))))
-        return [replicas.gather({n: leaf[k] for n, leaf in leaves.items()}, axis) for k in columns]
+    def inner(problem, i, seed):
+        made = vary(JumpProblem(problem, jumps), i, seed)
+        if not isinstance(made, JumpProblem) or made.jumps is not jumps:
+            raise ValueError(
+                "`vary` must return a problem with the same jumps: problem.remake(...) of y0, p or "
+                f"t_span. Received: {made!r}"
+            )
+        return made.problem
 
-    names = [field.name for field in dataclasses.fields(Stats)]
-    counts = gather(lambda sol: [getattr(sol.stats, name) for name in names])
-    return EnsembleSolution(
-        t=gather(lambda sol: sol.t)[0] if own_times else one.t,
-        y=tf.nest.pack_sequence_as(one.y, gather(lambda sol: sol.y, int(one.timed))),
-        stats=Stats(*counts),
-        status=gather(lambda sol: sol.status)[0],
-        timed=one.timed,
-    )
+    return inner
 
 
 def _shape(saveat):
@@ -339,23 +361,28 @@ class _Spread:
 
     def __init__(self, problem, vary, seed):
         self._problem, self._vary = problem, vary
-        self.seed, self.stochastic = seed, isinstance(problem, SDEProblem)
         self._y0, self._p = values.as_nest(problem.y0), values.as_nest(problem.p)
         self._dtype = values.common_dtype(self._y0, self._p)
-        self._base = self._leaves(self._y0, self._p, problem.t_span)
+        self._base = self._leaves(self._y0, self._p, problem)
         self._root = tf.constant([seed % 2**31, 0], tf.int32)
         self._y_leaves = len(tf.nest.flatten(self._y0))
         self._functions = {
-            name: _batched(getattr(problem, name), _template(self._p), self._y_leaves)
+            name: rows.by_row(getattr(problem, name), _template(self._p), self._y_leaves)
             for name in ("f", "g", "jacobian")
             if callable(getattr(problem, name, None))
         }
+        self._lags = sum(not callable(lag) for lag in getattr(problem, "lags", ()))
+        if isinstance(problem, DDEProblem):
+            arguments = _template(self._p), self._y_leaves
+            self._functions["f"] = rows.delayed_by_row(problem.f, *arguments)
+            self._functions["history"] = rows.by_row(problem.history, *arguments, place=1)
         self._which: list = []
         self._jit = True
 
     def __call__(self, indices):
         """A problem for a batch of trajectories."""
-        base, first, last = self._base, self._y_leaves, len(self._base) - 2
+        base, first, span = self._base, self._y_leaves, len(self._base) - 2
+        last = span - self._lags
         full = {} if self._vary is None else self._mapped(indices)
         count = indices.shape[0]
         state = [
@@ -364,16 +391,35 @@ class _Spread:
         ]
         shared = {str(k): base[k] for k in range(first, last) if k not in full}
         varied = {str(k): full[k] for k in range(first, last) if k in full}
+        functions = dict(self._functions)
+        if isinstance(self._problem, DDEProblem):
+            constant = iter(full.get(k, base[k]) for k in range(last, span))
+            lags = [lag if callable(lag) else next(constant) for lag in self._problem.lags]
+            functions["lags"] = lags
         return self._problem.remake(
-            **self._functions,
+            **functions,
             y0=tf.nest.pack_sequence_as(self._y0, state),
-            t_span=tuple(full.get(k, base[k]) for k in (last, last + 1)),
+            t_span=tuple(full.get(k, base[k]) for k in (span, span + 1)),
             p={"shared": shared, "varied": varied},
         )
 
-    def _leaves(self, y0, p, span):
+    def batched(self, record):
+        """An event or a jump, whose functions see one trajectory, for a batch."""
+        template, first = _template(self._p), self._y_leaves
+        functions = {}
+        for field in dataclasses.fields(record):
+            function = getattr(record, field.name)
+            if callable(function):
+                place = 3 if field.name == "mark_sampler" else 2
+                functions[field.name] = rows.by_row(function, template, first, place)
+        return dataclasses.replace(record, **functions)
+
+    def _leaves(self, y0, p, problem):
         leaves = [values.to_tensor(leaf, self._dtype) for leaf in tf.nest.flatten(y0)]
         leaves += [values.to_tensor(leaf, self._dtype) for leaf in _without_none(p)]
+        lags = getattr(problem, "constant_lags", ())
+        leaves += [values.as_float(lag, self._dtype, "lags") for lag in lags]
+        span = problem.t_span
         return leaves + [values.as_float(span[k], self._dtype, "t_span") for k in range(2)]
 
     def _mapped(self, indices):
@@ -385,8 +431,8 @@ class _Spread:
         """
         arguments = (indices, self._root, self._base)
         if not tf.executing_eagerly():
-            rows = self._rows(*arguments)
-            return dict(zip(self._which, rows, strict=False))
+            found = self._rows(*arguments)
+            return dict(zip(self._which, found, strict=False))
         try:
             return self._run(self._jit, arguments)
         except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError):
@@ -405,8 +451,8 @@ class _Spread:
             return self, tf.function(self._rows, jit_compile=jit, autograph=False)
 
         owner, program = programs.get(key, references, make)
-        rows = program(*arguments)
-        return dict(zip(owner._which, rows, strict=False))
+        found = program(*arguments)
+        return dict(zip(owner._which, found, strict=False))
 
     def _rows(self, indices, root, base):
         return tf.vectorized_map(lambda i: self._one(i, root, base), indices)
@@ -417,7 +463,12 @@ class _Spread:
         y0 = tf.nest.pack_sequence_as(self._y0, base[: self._y_leaves])
         numbers = iter(base[self._y_leaves : -2])
         p = tf.nest.map_structure(lambda x: x if x is None else next(numbers), self._p)
-        given = self._problem.remake(y0=y0, p=p, t_span=tuple(base[-2:]))
+        fields = {"y0": y0, "p": p, "t_span": tuple(base[-2:])}
+        delayed = isinstance(self._problem, DDEProblem)
+        if delayed:
+            lags = self._problem.lags
+            fields["lags"] = [lag if callable(lag) else next(numbers) for lag in lags]
+        given = self._problem.remake(**fields)
         made = self._vary(given, i, seed)
         same = type(made) is type(given) and all(
             getattr(made, name) is getattr(given, name) for name in self._functions
@@ -425,7 +476,7 @@ class _Spread:
         if not same:
             raise ValueError(
                 "`vary` must return a problem with the same functions: problem.remake(...) of y0, "
-                f"p or t_span. Received: {made!r}"
+                f"p, t_span or constant lags. Received: {made!r}"
             )
         nests = values.as_nest(made.y0), values.as_nest(made.p)
         for name, ours, theirs in zip(("y0", "p"), (y0, p), nests, strict=True):
@@ -433,8 +484,17 @@ class _Spread:
                 tf.nest.assert_same_structure(ours, theirs)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"`vary` must keep the structure of `{name}`. {error}") from error
-        raw = [*_flat(made.y0), *_flat(made.p), made.t_span[0], made.t_span[1]]
-        leaves = self._leaves(*nests, made.t_span)
+        raw = [*_flat(made.y0), *_flat(made.p)]
+        if delayed:
+            changed = [a is not b for a, b in zip(made.lags, lags, strict=False) if callable(b)]
+            if len(made.lags) != len(lags) or any(changed) or len(made.constant_lags) != self._lags:
+                raise ValueError(
+                    "`vary` must keep the number of lags and those that are functions. "
+                    f"Received: lags={made.lags!r}"
+                )
+            raw += made.constant_lags
+        raw += [made.t_span[0], made.t_span[1]]
+        leaves = self._leaves(*nests, made)
         self._which = [k for k, (a, b) in enumerate(zip(raw, base, strict=True)) if a is not b]
         return [leaves[k] for k in self._which] or [i]
 
@@ -461,32 +521,6 @@ def _template(nest):
     return _templates.setdefault(repr(zeros), zeros)
 
 
-def _batched(one, template, first):
-    """A field for one trajectory as a field for a batch.
-
-    Args:
-        one: the field, `one(t, y, p)`.
-        template: the structure of its p.
-        first: the number of the first leaf of p.
-    """
-
-    def field(t, y, p):
-        def row(arguments):
-            t, y, varied = arguments
-            numbers = itertools.count(first)
-            leaves = []
-            for leaf in tf.nest.flatten(template):
-                if leaf is not None:
-                    key = str(next(numbers))
-                    leaf = varied[key] if key in varied else p["shared"][key]
-                leaves.append(leaf)
-            return one(t, y, tf.nest.pack_sequence_as(template, leaves))
-
-        return tf.vectorized_map(row, (t, y, p["varied"]))
-
-    return field
-
-
 def _cut(sol, count, timed):
     """The first `count` trajectories of a solution."""
     if count == sol.status.shape[0]:
@@ -499,7 +533,16 @@ def _cut(sol, count, timed):
         y=tf.nest.map_structure(part, sol.y),
         stats=_map_stats(lambda row: row[:count], sol.stats),
         status=sol.status[:count],
+        log_likelihood=None if sol.log_likelihood is None else part(sol.log_likelihood),
+        **{name: _map_or_none(lambda x: x[:count], getattr(sol, name)) for name in _HAPPENED},
     )
+
+
+_HAPPENED = ("event_times", "event_states", "event_index", "num_events")
+
+
+def _map_or_none(function, *nests):
+    return None if nests[0] is None else tf.nest.map_structure(function, *nests)
 
 
 def _map_stats(function, *stats):
@@ -507,18 +550,27 @@ def _map_stats(function, *stats):
     return Stats(*(function(*(getattr(one, name) for one in stats)) for name in names))
 
 
-def _join(chunks, timed):
+def _concat(parts, axis):
+    return tf.concat(parts, axis) if len(parts) > 1 else parts[0]
+
+
+def _join(chunks, timed, concat=_concat):
     """One `EnsembleSolution` from the chunks."""
     first = chunks[0]
     own_times = not timed and first.t.shape.rank == 1
 
     def glue(axis):
-        return lambda *parts: tf.concat(parts, axis) if len(parts) > 1 else parts[0]
+        return lambda *parts: concat(parts, axis)
 
     return EnsembleSolution(
         t=glue(0)(*(sol.t for sol in chunks)) if own_times else first.t,
         y=tf.nest.map_structure(glue(int(timed)), *(sol.y for sol in chunks)),
         stats=_map_stats(glue(0), *(sol.stats for sol in chunks)),
         status=glue(0)(*(sol.status for sol in chunks)),
+        log_likelihood=_map_or_none(glue(int(timed)), *(sol.log_likelihood for sol in chunks)),
+        **{
+            name: _map_or_none(glue(0), *(getattr(sol, name) for sol in chunks))
+            for name in _HAPPENED
+        },
         timed=timed,
     )

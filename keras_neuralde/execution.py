@@ -28,6 +28,7 @@ from keras_neuralde.integrate import (
     integrate,
     integrate_times,
     nan_where_failed,
+    outputs_of,
     read_saves,
     step_times,
 )
@@ -134,8 +135,8 @@ def trace(lifted, settings, layout, inputs, shape, gradient):
     if settings.dense or settings.solver.remembers:
         y, control, record = _integrate_densely(field, y0, terms, settings, shape, bound.stops)
     else:
-        y, control = _integrate(field, y0, terms, settings, shape, gradient)
-        record = {}
+        y, *log, control = _integrate(bound, settings, shape, gradient)
+        record = _log(log, layout, bound.batch_dims)
     return _answer(settings, layout, inputs, bound, y, control) | record
 
 
@@ -146,16 +147,17 @@ def trace_part(lifted, settings, layout, inputs, shape, gradient):
     """
     bound = bind(lifted, settings, layout, inputs, shape)
     field, y0, terms = bound.field, bound.y0, bound.terms
-    plan = _plan(settings, shape, _segment_of_memory(settings, y0))
+    plan = _plan(settings, shape, _segment_of_memory(settings, y0), bound.happenings)
     g = field.bind(field.theta)
     carry, outputs = inputs["state"] or begin(plan, g, y0, terms)
     carry, outputs = advance(plan, g, terms, carry, outputs, _TURNS_OF_A_PART)
-    outcome = finish(plan, carry, outputs)
+    outcome = finish(plan, carry, outputs, terms)
+    log = _log(outputs_of(outcome)[1:-1], layout, bound.batch_dims)
     span = tf.abs(terms.t_end - terms.t0)
     covered = tf.math.divide_no_nan(tf.abs(carry.control[T] - terms.t0), span)
     covered = tf.where(carry.control[STATUS] < 0.0, covered, 1.0)
     return {
-        "answer": _answer(settings, layout, inputs, bound, outcome.y, outcome.control),
+        "answer": _answer(settings, layout, inputs, bound, outcome.y, outcome.control) | log,
         "state": (carry, outputs),
         "covered": tf.reduce_mean(covered),
         "running": any_running(carry.control),
@@ -184,10 +186,11 @@ def run_with_progress(equation, settings, layout, inputs, shape, report):
 
 def _answer(settings, layout, inputs, bound, y, control, num_f=None):
     """The raw outputs of a solve."""
-    field, y0, terms, bad, batch_dims, _ = bound
+    field, y0, terms, bad, batch_dims, *_ = bound
     has_saves = terms.saves is not None
     if num_f is None:
-        num_f = _evaluations(settings, has_saves or settings.dense, control)
+        dense = has_saves or settings.dense or bound.happenings is not None
+        num_f = _evaluations(settings, dense, control)
         if settings.solver.copies > 1:
             y = tf.split(y, settings.solver.copies, axis=-1)[0]
     status = tf.where(bad, tf.cast(Status.BAD_TIMES, y.dtype), control[STATUS])
@@ -202,9 +205,31 @@ def _answer(settings, layout, inputs, bound, y, control, num_f=None):
     return {
         "y": layout.unpack(y, batch_dims, leading),
         "control": control,
-        "t": terms.t_end if not has_saves else inputs["saves"],
+        "t": _end(bound, control) if not has_saves else inputs["saves"],
         "num_f": num_f,
         "batch_like": tf.nest.flatten(inputs["y0"])[0],
+    }
+
+
+def _end(bound, control):
+    """Where the state that is asked for is: at the end, or where a terminal event was."""
+    if bound.happenings is None:
+        return bound.terms.t_end
+    stopped = (control[STATUS] == float(Status.SUCCESS)) & (control[T] != bound.terms.t_end)
+    return tf.where(stopped, tf.stop_gradient(control[T]), bound.terms.t_end)
+
+
+def _log(log, layout, batch_dims):
+    """What happened, as raw outputs: from the loop's times, states and notes."""
+    if not log:
+        return {}
+    times, states, notes = log
+    index, count = notes[:-1], notes[-1]
+    return {
+        "event_times": times,
+        "event_states": layout.unpack(states, batch_dims, [states.shape[0]]),
+        "event_index": tf.cast(index, tf.int32),
+        "num_events": tf.cast(count, tf.int32),
     }
 
 
@@ -225,6 +250,7 @@ class Bound(NamedTuple):
         bad: `(rows,)`, which rows have times that cannot be served.
         batch_dims: the batch dimensions.
         stops: `(n, rows)`, where steps end besides the save points, or `None`.
+        happenings: the `Happenings`, or `None`.
     """
 
     field: Any
@@ -233,6 +259,7 @@ class Bound(NamedTuple):
     bad: tf.Tensor
     batch_dims: list
     stops: tf.Tensor | None
+    happenings: Any = None
 
 
 def bind(lifted, settings, layout, inputs, shape):
@@ -250,10 +277,11 @@ def bind(lifted, settings, layout, inputs, shape):
     field = lifted.bind(context)
     if settings.solver.copies > 1:
         y0 = tf.tile(y0, [1, settings.solver.copies])
-    return Bound(field, y0, terms, bad, batch_dims, lifted.stops(context))
+    stops, happenings = lifted.stops(context), lifted.happenings(context)
+    return Bound(field, y0, terms, bad, batch_dims, stops, happenings)
 
 
-def _plan(settings, shape, segment):
+def _plan(settings, shape, segment, happenings=None):
     saves = shape.saves != "none" or settings.dense
     return Plan(
         settings.solver,
@@ -265,17 +293,22 @@ def _plan(settings, shape, segment):
         False,
         settings.first_step,
         saves and not settings.solver.interpolates and not shape.on_grid,
+        happenings,
     )
 
 
-def _integrate(field, y0, terms, settings, shape, gradient):
-    """The states and the control block, through the adjoint where a gradient may be asked for."""
-    plan = _plan(settings, shape, _segment_of_memory(settings, y0))
+def _integrate(bound, settings, shape, gradient):
+    """The states, what happened, and the control block.
+
+    They come through the adjoint where a gradient may be asked for.
+    """
+    field, y0, terms, happenings = bound.field, bound.y0, bound.terms, bound.happenings
+    plan = _plan(settings, shape, _segment_of_memory(settings, y0), happenings)
     if gradient is Gradient.NEVER:
-        outcome = integrate(plan, field.bind(field.theta), y0, terms)
-        return outcome.y, outcome.control
+        return outputs_of(integrate(plan, field.bind(field.theta), y0, terms))
     expected = gradient is Gradient.EXPECTED
-    task = Task(plan, settings.checkpoints, settings.max_record, shape.time_gradient, expected)
+    moving = shape.time_gradient or (happenings is not None and happenings.moves_times)
+    task = Task(plan, settings.checkpoints, settings.max_record, moving, expected)
     return settings.adjoint.integrate(task, field, y0, terms)
 
 

@@ -53,6 +53,11 @@ class Field:
         self._batch_dims = batch_dims
         self._p_leaves = list(p_leaves)
         self._floating = [i for i, leaf in enumerate(p_leaves) if leaf.dtype.is_floating]
+        self._others: list = []
+
+    def also_reads(self, functions):
+        """Names further lifted functions of (t, y, p), called with `evaluate`."""
+        self._others += functions
 
     @property
     def variables(self):
@@ -63,7 +68,8 @@ class Field:
     @property
     def captures(self):
         """Tensors that the field closes over: the last entries of `theta`, for a tape to watch."""
-        return [tensor for function in self._functions for tensor in function.captures]
+        found = {id(t): t for function in self._functions for t in function.captures}
+        return list(found.values())
 
     @property
     def theta(self):
@@ -78,7 +84,19 @@ class Field:
     @property
     def _functions(self):
         jacobian = self.implicit.jacobian
-        return [self._function] if jacobian is None else [self._function, jacobian]
+        own = [self._function] if jacobian is None else [self._function, jacobian]
+        return own + self._others
+
+    def evaluate(self, function, t, y, theta, *extra):
+        """What another lifted function of `(t, y, *extra, p)` returns, as it is."""
+        arguments = [self._time(t, y), *tf.nest.flatten(self._unpack(y))]
+        arguments += [tf.reshape(x, [*self._batch_dims, x.shape[-1]]) for x in extra]
+        arguments += self._parameters(theta)
+        return function(arguments)
+
+    def pack(self, nest):
+        """A nest of states as a `(rows, width)` matrix."""
+        return self._layout.pack(nest)
 
     def __call__(self, t, y, theta):
         """`t` of shape `(rows,)` and `y` of shape `(rows, width)` → `(rows, width)`."""
@@ -177,6 +195,28 @@ class Field:
             out = self._evaluate(self._time(t, y), y, theta)
         return _or_zeros(tape.gradient(out, y, output_gradients=weights), y)
 
+    def precondition(self, function, t, y, scale, b):
+        """What `function(t, y, s, b)` makes of packed states; see `solvers.LinearSolver`.
+
+        Args:
+            function: the user's.
+            t: `(rows,)`.
+            y: `(rows, width)`.
+            scale: s, `(rows,)`.
+            b: `(rows, width)`.
+        """
+        made = function(self._time(t, y), self._unpack(y), self._time(scale, y), self._unpack(b))
+        try:
+            tf.nest.assert_same_structure(self._layout.structure, made)
+            packed = self._layout.pack(tf.nest.map_structure(tf.convert_to_tensor, made))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                "preconditioner(t, y, s, b) must return the structure of `y`. "
+                f"Expected: {self._layout.structure}. Received: {made}"
+            ) from error
+        packed.set_shape(b.shape)
+        return packed
+
     def _dense(self, time, z, theta):
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(z)
@@ -265,6 +305,14 @@ class BoundField:
     def __call__(self, t, y):
         return self._field(t, y, self._theta)
 
+    def evaluate(self, function, t, y, *extra):
+        """See `Field.evaluate`."""
+        return self._field.evaluate(function, t, y, self._theta, *extra)
+
+    def pack(self, nest):
+        """See `Field.pack`."""
+        return self._field.pack(nest)
+
     def linearise(self, t, y):
         """See `Field.linearise`."""
         return self._field.linearise(t, y, self._theta)
@@ -280,6 +328,10 @@ class BoundField:
     def pull(self, t, y, weights):
         """See `Field.pull`."""
         return self._field.pull(t, y, weights, self._theta)
+
+    def precondition(self, function, t, y, scale, b):
+        """See `Field.precondition`."""
+        return self._field.precondition(function, t, y, scale, b)
 
 
 def colour_rows(sparsity):

@@ -20,7 +20,7 @@ from keras_neuralde.fields import BoundField, Field
 from keras_neuralde.interpolation import horner
 
 #: The most points that steps end on because of a discontinuity.
-_MOST_STOPS = 512
+MOST_STOPS = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,15 +65,17 @@ class Slot:
 
     Attributes:
         reads: how often the field reads the past.
+        neutral: whether it reads a derivative of the past.
     """
 
     def __init__(self, layout):
         self._layout = layout
         self._read: Any = None
         self.reads = 0
+        self.neutral = False
 
-    def h(self, t_past):
-        """The state at `t_past`."""
+    def h(self, t_past, derivative=False):
+        """The state at `t_past`, or its time derivative."""
         layout = self._layout
         batch = tf.TensorShape(layout.batch_shape)
         t_past = tf.convert_to_tensor(t_past, layout.dtype)
@@ -85,8 +87,9 @@ class Slot:
                 f"Received shape: {t_past.shape}"
             )
         if self._read is not None:
-            return self._read(t_past)
+            return self._read(t_past, derivative)
         self.reads += 1
+        self.neutral |= bool(derivative)
         # Traced for what the field closes over, not for its values.
         return tf.nest.map_structure(
             lambda spec: (
@@ -179,19 +182,19 @@ class Record(NamedTuple):
         loop = (near, near, tf.constant(1), tf.constant(True))
         return tf.while_loop(lambda *loop: loop[-1], narrow, loop)[0]
 
-    def read(self, t, at, valid):
-        """States at times `t`, `(rows,)`, inside the records `at`, where `valid`."""
+    def read(self, t, at, valid, derivative=False):
+        """States, or slopes, at times `t`, `(rows,)`, inside the records `at`, where `valid`."""
         rows = t.shape[0] or tf.shape(t)[0]
         column = tf.range(rows)
         start = tf.gather(self.times, 2 * at * rows + column)
         end = tf.gather(self.times, (2 * at + 1) * rows + column)
         flat = at * rows + column
         valid &= start != end
-        theta = tf.where(valid, t - start, 0.0) / tf.where(valid, end - start, 1.0)
+        h = tf.where(valid, end - start, 1.0)
         dense = tf.gather(self.dense, flat)
         y = tf.gather(self.y, flat)
         parts = tf.split(dense, dense.shape[1] // y.shape[1], axis=1)
-        return horner(y, parts, theta[:, None])[0]
+        return _inside(y, parts, tf.where(valid, t - start, 0.0), h, derivative)
 
 
 class Past:
@@ -228,8 +231,19 @@ class Past:
         """Told when an evaluation of the field begins."""
         self._reads = 0
 
-    def read(self, time, t, history, field):
-        """The states at `t` as an evaluation of the field at `time` sees them; both `(rows,)`."""
+    def read(self, time, t, history, field, derivative=False):
+        """What an evaluation of the field at `time` sees of the past.
+
+        Args:
+            time: `(rows,)`.
+            t: `(rows,)`, the times to read.
+            history: `history(t, derivative)` → `(rows, width)`, the state before the start.
+            field: the `DelayField`.
+            derivative: whether to read slopes instead of states.
+
+        Returns:
+            `(rows, width)`.
+        """
         direction, start, stop = field.direction, self._t, self._t_next
         slack = _slack(time, t)
         # Just after a step began, a discontinuity of the past lies behind; just before it ends,
@@ -242,12 +256,15 @@ class Past:
         self._note(current & self._moved & (direction * t > direction * start + slack), ahead)
 
         within = current & self._moved & ~ahead
-        theta = tf.where(within, t - start, 0.0) / tf.where(within, stop - start, 1.0)
-        now = horner(self._y, self._parts, theta[:, None])[0]
+        h = tf.where(within, stop - start, 1.0)
+        since = tf.where(within, t - start, 0.0)
+        now = _inside(self._y, self._parts, since, h, derivative)
         valid = ~before & ~current
-        recorded = self._record.read(t, self._find(probe, direction, valid), valid)
+        found = self._find(probe, direction, valid)
+        recorded = self._record.read(t, found, valid, derivative)
         value = tf.where(current[:, None], now, recorded)
-        value = tf.where(before[:, None], history(tf.where(before, t, field.t0)), value)
+        earlier = history(tf.where(before, t, field.t0), derivative)
+        value = tf.where(before[:, None], earlier, value)
         if not self._strict:
             return value
         return tf.where(ahead[:, None], tf.constant(float("nan"), value.dtype), value)
@@ -279,10 +296,18 @@ class _Beginning:
     def begin(self):
         """See `Past.begin`."""
 
-    def read(self, time, t, history, field):
+    def read(self, time, t, history, field, derivative=False):
         before = field.direction * t + _slack(time, t) <= field.direction * field.t0
-        past = history(tf.where(before, t, field.t0))
-        return tf.where(before[:, None], past, self._y)
+        past = history(tf.where(before, t, field.t0), derivative)
+        # No slope is known yet; what is read here chooses the first step only.
+        now = tf.zeros_like(self._y) if derivative else self._y
+        return tf.where(before[:, None], past, now)
+
+
+def _inside(y, parts, since, h, derivative):
+    """The state, or its slope, a time `since` after the start of a step of length `h`."""
+    value, slope = horner(y, parts, (since / h)[:, None])
+    return slope / h[:, None] if derivative else value
 
 
 def _slack(time, t):
@@ -340,17 +365,37 @@ class DelayField(Field):
         past = self._past or _Beginning(y)
         past.begin()
 
-        def history(t):
+        def state(t):
             arguments = [self._time(t, y), *self._parameters(theta)]
             return self._layout.pack(self._history(arguments))
 
-        def read(t):
+        def history(t, derivative):
+            return _slope(state, t) if derivative else state(t)
+
+        def read(t, derivative):
             rows = [y.shape[0] or -1]
             t, at = (tf.reshape(tf.broadcast_to(s, tf.shape(time)), rows) for s in (t, time))
-            return self._unpack(past.read(at, t, history, self))
+            return self._unpack(past.read(at, t, history, self, derivative))
 
         with self._slot.filled(read):
             return super()._outcome(time, y, theta)
+
+
+def _slope(function, t):
+    """The time derivative of `function(t)`, `(rows, width)`: as the transpose of the transpose."""
+    t = tf.identity(t)
+    with tf.GradientTape(watch_accessed_variables=False) as outer:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(t)
+            out = function(t)
+        weights = tf.zeros_like(out)
+        outer.watch(weights)
+        pulled = tape.gradient(out, t, output_gradients=weights)
+    if pulled is None:
+        return tf.zeros_like(out)
+    return outer.gradient(
+        pulled, weights, output_gradients=tf.ones_like(t), unconnected_gradients="zero"
+    )
 
 
 class BoundDelay(BoundField):
@@ -371,26 +416,29 @@ def discontinuities(lags, t0, t_end, direction, depth):
     """Where the solution or a derivative of it jumps: the sums of up to `depth` constant lags.
 
     A jump at the start, between the slope of the history and that of the solution, comes back one
-    derivative higher after every lag (Bellen & Zennaro, "Numerical Methods for Delay Differential
-    Equations", 2003, section 2.1).
+    derivative higher after every lag, or as it is where the field reads a derivative of the past
+    (Bellen & Zennaro, "Numerical Methods for Delay Differential Equations", 2003, section 2.1).
 
     Args:
         lags: a list of tensors, each a scalar or `(rows,)`.
         t0: `(rows,)`.
         t_end: `(rows,)`.
         direction: `(rows,)`.
-        depth: the number of lags in a sum, the order of the method.
+        depth: the most lags in a sum: the order of the method, or `MOST_STOPS` for all.
 
     Returns:
         `(n, rows)`, sorted in the direction of time, NaN after the last before `t_end`.
     """
-    sums: list = []
+    counts: list = []
     for terms in range(1, depth + 1):
-        more = list(itertools.combinations_with_replacement(range(len(lags)), terms))
-        if sums and len(sums) + len(more) > _MOST_STOPS:
+        chosen = itertools.combinations_with_replacement(range(len(lags)), terms)
+        more = [[one.count(lag) for lag in range(len(lags))] for one in chosen]
+        if counts and len(counts) + len(more) > MOST_STOPS:
             break
-        sums += [tf.add_n([lags[i] for i in chosen]) + tf.zeros_like(t0) for chosen in more]
-    ahead = tf.sort(tf.stack(sums), axis=0)
+        counts += more
+    times = tf.stack([lag + tf.zeros_like(t0) for lag in lags])
+    sums = tf.reduce_sum(tf.constant(counts, t0.dtype)[:, :, None] * times, axis=1)
+    ahead = tf.sort(sums, axis=0)
     # Sums that are equal but for rounding are one point, not a step of the length of an error.
     eps = float(np.finfo(t0.dtype.as_numpy_dtype).eps)
     same = ahead[1:] - ahead[:-1] <= 64.0 * eps * (tf.abs(ahead[1:]) + tf.abs(t0))

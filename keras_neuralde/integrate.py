@@ -16,8 +16,8 @@ from keras_neuralde.interpolation import Interpolant
 from keras_neuralde.solution import Status
 
 # Rows of the packed control block; one column per trajectory. The last two are there only when the
-# controller looks back. A solver that watches for stiffness has four more rows (kind, signs,
-# implicit steps, switches), and one that counts its evaluations does so in one more at the end.
+# controller looks back. A solver that watches for stiffness has rows of its own after them, and
+# one that counts its evaluations does so in one more at the end.
 T, H, ACCEPTED, REJECTED, STATUS, ERROR, ERROR_BEFORE = range(7)
 # What STATUS holds, besides the codes of `Status`, while a row has steps to take: whether the last
 # attempt was accepted or rejected.
@@ -42,6 +42,7 @@ class Plan:
         first_step: whether the first step is chosen automatically.
         stops: whether steps end on the save points: those of a method that cannot interpolate, or,
             in their place, the discontinuities of a delay equation.
+        happenings: `happenings.Happenings`, events and jumps, or `None`.
     """
 
     solver: Any
@@ -53,6 +54,12 @@ class Plan:
     save_slopes: bool = False
     first_step: bool = True
     stops: bool = False
+    happenings: Any = None
+
+    @property
+    def dense(self):
+        """Whether steps are to be interpolated."""
+        return self.saves or self.happenings is not None
 
     @property
     def adaptive(self):
@@ -107,11 +114,12 @@ class Terms(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """What one turn hands to the next: packed control block, state, solver state."""
+    """What one turn hands to the next: packed control block, state, solver state, what happened."""
 
     y: tf.Tensor
     solver_state: tf.Tensor
     control: tf.Tensor
+    memory: Any = ()
 
 
 class Ring(NamedTuple):
@@ -133,6 +141,7 @@ class Outcome(NamedTuple):
     y: tf.Tensor
     slopes: tf.Tensor | tuple
     control: tf.Tensor
+    log: Any = ()
 
 
 def start(plan, g, y0, terms):
@@ -154,13 +163,15 @@ def start(plan, g, y0, terms):
     zero = tf.zeros_like(rows)
     control = [terms.t0, h, zero, zero, status]
     control += [rows, rows] if plan.looks_back else []
-    control += 4 * [zero] if plan.watches else []
+    control += plan.watches * [zero]
     control += [zero] if plan.counts else []
     return Carry(y0, state, tf.stack(control))
 
 
 def empty_ring(plan, carry, size):
     """A ring of `size` records of zeros."""
+    if plan.happenings is not None:
+        return plan.happenings.empty_ring(plan, carry, size)
     rows, width = tf.unstack(tf.shape(carry.y))
     degree = plan.solver.dense_degree() if plan.saves else 0
     dtype = carry.y.dtype
@@ -188,13 +199,16 @@ def attempt(plan, g, terms, carry, forced=None):
     """
     t, h, accepted, rejected, status, *errors = tf.unstack(carry.control)
     counted = [errors.pop()] if plan.counts else []
-    modes = [errors.pop() for _ in range(4)][::-1] if plan.watches else []
+    modes = [errors.pop() for _ in range(plan.watches)][::-1]
     if forced is not None and plan.switches:
         modes[0] = tf.where(forced[0], tf.cast(forced[2], t.dtype), modes[0])
     kind = modes[:1] if plan.switches else []
     running = status < 0.0
-    t_next = tf.where(running, _next_time(plan, g, terms, t, h, accepted), t)
-    step = plan.solver.step(g, t, t_next, carry.y, carry.solver_state, plan.saves, *kind)
+    t_next = _next_time(plan, g, terms, t, h, accepted)
+    if plan.happenings is not None:
+        t_next = plan.happenings.clip(plan, terms, t, t_next, carry.memory)
+    t_next = tf.where(running, t_next, t)
+    step = plan.solver.step(g, t, t_next, carry.y, carry.solver_state, plan.dense, *kind)
 
     if plan.adaptive:
         error = _scaled_square(plan, terms, carry.y, step)
@@ -221,7 +235,7 @@ def attempt(plan, g, terms, carry, forced=None):
         hopeless = (tf.minimum(h, used) <= 1.5 * smallest) | tf.math.is_nan(used)
         hopeless &= ~accept
         proposed = tf.maximum(used * factor, smallest)
-        if plan.stops:
+        if plan.stops or plan.happenings is not None:
             # A step that a save point cut short says little about the next one.
             proposed = tf.where(accept & (used < h), tf.maximum(proposed, h), proposed)
         h = tf.where(running, proposed, h)
@@ -242,9 +256,9 @@ def attempt(plan, g, terms, carry, forced=None):
     if plan.looks_back:
         errors = [tf.where(accept, error, errors[0]), tf.where(accept, *errors)]
     if plan.watches:
-        modes, h = plan.solver.switch(modes, step.stiffness, accept, h)
+        modes, h = plan.solver.switch(modes, step.stiff, accept, h)
     if plan.watches and not plan.switches:
-        stiff = (modes[0] > 0.0) & (status < 0.0)
+        stiff = plan.solver.gives_up(modes) & (status < 0.0)
         status = tf.where(stiff, float(Status.STIFF) * one, status)
     if plan.counts:
         counted = [counted[0] + tf.where(running, step.num_f, 0.0)]
@@ -253,9 +267,13 @@ def attempt(plan, g, terms, carry, forced=None):
         tf.where(column, step.y1, carry.y),
         tf.where(column, step.state, carry.solver_state),
         tf.stack([t_new, h, accepted, rejected, status, *errors, *modes, *counted]),
+        carry.memory,
     )
-    times, dense = tf.stack([t, t_new]), step.dense if plan.saves else ()
-    return new, Ring(times, carry.y, dense, kind[0] if kind else ())
+    times, dense = tf.stack([t, t_new]), step.dense if plan.dense else ()
+    record = Ring(times, carry.y, dense, kind[0] if kind else ())
+    if plan.happenings is None:
+        return new, record
+    return plan.happenings.settle(plan, g, terms, carry, new, record)
 
 
 def _next_time(plan, g, terms, t, h, accepted):
@@ -269,13 +287,19 @@ def _next_time(plan, g, terms, t, h, accepted):
         return tf.where(last, end, proposed)
     if plan.replays:
         return _next_recorded(terms, t, accepted)
-    if plan.stops:
+    if plan.stops or (plan.happenings is not None and plan.solver.stochastic):
         # The grid of equal steps, refined by the save points.
         elapsed = (tf.floor(tf.abs(t - terms.t0) / h + 1e-3) + 1.0) * h
         last = elapsed + 1e-3 * h >= tf.abs(terms.t_end - terms.t0)
         grid = tf.where(last, terms.t_end, terms.t0 + terms.direction * elapsed)
+        if not plan.stops:
+            return grid
         stop, _ = next_stop(terms, t)
         return tf.where(terms.direction * stop < terms.direction * grid, stop, grid)
+    if plan.happenings is not None:
+        # Equal steps begin anew after an event.
+        last = h * 1.001 >= tf.abs(terms.t_end - t)
+        return tf.where(last, terms.t_end, t + terms.direction * h)
     # Counting instead of adding keeps a million equal steps on their grid.
     elapsed = (accepted + 1.0) * h
     last = elapsed + 1e-3 * h >= tf.abs(terms.t_end - terms.t0)
@@ -402,12 +426,16 @@ def integrate(plan, g, y0, terms):
         An `Outcome`: `y` is `(num_times, rows, width)` with save points, else `(rows, width)`.
     """
     carry, outputs = advance(plan, g, terms, *begin(plan, g, y0, terms))
-    return finish(plan, carry, outputs)
+    return finish(plan, carry, outputs, terms)
 
 
 def begin(plan, g, y0, terms):
-    """The carry and the save points before the first turn."""
-    return start(plan, g, y0, terms), first_outputs(plan, g, y0, terms) if plan.saves else ()
+    """The carry and the outputs before the first turn: the save points and what happened."""
+    carry = start(plan, g, y0, terms)
+    if plan.happenings is None:
+        return carry, first_outputs(plan, g, y0, terms) if plan.saves else ()
+    carry, log = plan.happenings.begin(plan, g, terms, carry)
+    return carry, (first_outputs(plan, g, carry.y, terms) if plan.saves else (), log)
 
 
 def advance(plan, g, terms, carry, outputs, limit=None):
@@ -430,7 +458,7 @@ def advance(plan, g, terms, carry, outputs, limit=None):
         return running if limit is None else running & (turn < limit)
 
     zero = tf.constant(0)
-    if not plan.saves:
+    if not plan.dense:
         _, carry = tf.while_loop(
             more,
             lambda turn, carry: (turn + 1, attempt(plan, g, terms, carry)[0]),
@@ -440,7 +468,7 @@ def advance(plan, g, terms, carry, outputs, limit=None):
 
     def turn_segment(turn, carry, ring, outputs):
         carry, ring, turns = run_segment(plan, g, terms, carry, ring)
-        return turn + turns, carry, ring, flush(plan, terms, ring, turns, outputs)
+        return turn + turns, carry, ring, collect(plan, terms, ring, turns, outputs)
 
     loop = (zero, carry, empty_ring(plan, carry, plan.segment), outputs)
     _, carry, _, outputs = tf.while_loop(
@@ -511,12 +539,37 @@ def _end_running(control):
     return tf.concat([control[:STATUS], status[None], control[STATUS + 1 :]], axis=0)
 
 
-def finish(plan, carry, outputs):
+def finish(plan, carry, outputs, terms=None):
     """The outcome; failed rows are NaN."""
+    if plan.happenings is not None:
+        return _finish_hybrid(plan, terms, carry, *outputs)
     if not plan.saves:
         return Outcome(nan_where_failed(carry.y, carry.control), (), carry.control)
     y, slopes = outputs
     return Outcome(nan_where_failed(y, carry.control), slopes, carry.control)
+
+
+def outputs_of(outcome):
+    """The outcome as a flat tuple: the states, what happened, and the control block last."""
+    if not outcome.log:
+        return outcome.y, outcome.control
+    times, states, index, count = outcome.log
+    notes = tf.cast(tf.concat([index, count[None]], axis=0), times.dtype)
+    return outcome.y, times, states, notes, outcome.control
+
+
+def _finish_hybrid(plan, terms, carry, saved, log):
+    """The outcome where something may have happened; a save point at the end is the state there."""
+    rows, width = tf.unstack(tf.shape(carry.y))
+    entries = plan.happenings.entries_of(log, rows, width)
+    if not plan.saves:
+        y = nan_where_failed(carry.y, carry.control)
+        return Outcome(y, (), carry.control, entries)
+    y, slopes = saved
+    last = (terms.saves == carry.control[T])[:, :, None]
+    y = nan_where_failed(tf.where(last, carry.y, y), carry.control)
+    slopes = tf.where(last, tf.zeros_like(slopes), slopes) if plan.save_slopes else ()
+    return Outcome(y, slopes, carry.control, entries)
 
 
 def nan_where_failed(y, control):
@@ -549,6 +602,15 @@ def read_saves(plan, terms, y0, ring, turns):
     return tf.where(inside[:, :, None], value, resting)
 
 
+def collect(plan, terms, ring, turns, outputs):
+    """The outputs with what a segment adds: save points, and what happened."""
+    if plan.happenings is None:
+        return flush(plan, terms, ring, turns, outputs) if plan.saves else outputs
+    saved, log = outputs
+    saved = flush(plan, terms, ring, turns, saved) if plan.saves else saved
+    return saved, plan.happenings.record(log, ring, turns)
+
+
 def flush(plan, terms, ring, turns, outputs):
     """Interpolates the save points that the ring's steps cover.
 
@@ -563,12 +625,14 @@ def flush(plan, terms, ring, turns, outputs):
         The outputs with the covered save points filled in.
     """
     count = terms.saves.shape[0]
-    steps = Interpolant(ring, turns, terms.direction, plan.solver.dense_degree())
+    # Where the state may jump, a save point belongs to the step that starts there.
+    right = plan.happenings is not None
+    steps = Interpolant(ring, turns, terms.direction, plan.solver.dense_degree(), right)
     if count is None or count <= _CHUNK:
         return _fill(plan, steps, terms.saves, outputs)
     # Only the chunks that some row has reached and not every row has left behind.
     s = terms.direction * terms.saves
-    left = tf.reduce_all(s <= steps.start, axis=1)
+    left = tf.reduce_all(s < steps.start if right else s <= steps.start, axis=1)
     reached = tf.reduce_any(s <= steps.end, axis=1)
     first = tf.reduce_sum(tf.cast(left, tf.int32)) // _CHUNK
     last = -(-tf.reduce_sum(tf.cast(reached, tf.int32)) // _CHUNK)

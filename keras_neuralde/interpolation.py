@@ -18,18 +18,21 @@ class Interpolant:
 
     Args:
         ring: the records: `times` `(size, 2, rows)`, `y` `(size, rows, width)` and `dense`
-            `(size, rows, degree * width)`. A rejected or resting turn has length zero.
+            `(size, rows, degree * width)`. A rejected or resting turn has length zero. A third
+            time says where a step that was cut would have ended.
         turns: how many records are valid, from the first.
         direction: `(rows,)`, +1 forwards and -1 backwards in time.
         degree: of the polynomial inside a step.
+        right: whether a time between two steps belongs to the later one.
 
     Attributes:
         start: `(rows,)`, direction times the time where the first step begins.
         end: the same of where the last step ends.
     """
 
-    def __init__(self, ring, turns, direction, degree):
+    def __init__(self, ring, turns, direction, degree, right=False):
         self._ring, self._direction, self._degree = ring, direction, degree
+        self._right = right
         self._size = ring.times.shape[0]
         infinity = tf.constant(float("inf"), ring.y.dtype)
         valid = tf.range(self._size)[:, None] < turns
@@ -41,6 +44,8 @@ class Interpolant:
     def covers(self, t):
         """Whether a time `(n, rows)` or `(n, 1)` lies behind the start and not past the end."""
         s = self._direction * t
+        if self._right:
+            return (s >= self.start) & (s < self.end)
         return (s > self.start) & (s <= self.end)
 
     def __call__(self, t, inside, from_start=False):
@@ -63,7 +68,7 @@ class Interpolant:
             s = tf.maximum(s, self.start + (2.0 * eps * tf.abs(self.start) + 1e-30))
         flat = self._record_of(s, rows)
         start = tf.gather(tf.reshape(ring.times[:, 0], [-1]), flat)
-        stop = tf.gather(tf.reshape(ring.times[:, 1], [-1]), flat)
+        stop = tf.gather(tf.reshape(ring.times[:, -1], [-1]), flat)
         if from_start:
             inside &= start != stop
         h = tf.where(inside, stop - start, 1.0)[:, :, None]
@@ -81,7 +86,8 @@ class Interpolant:
 
         def halve(stride, at):
             probe = tf.minimum(at + (stride - 1), self._size - 1)
-            return at + tf.where(tf.gather(self._ends, probe * rows + column) < s, stride, 0)
+            end = tf.gather(self._ends, probe * rows + column)
+            return at + tf.where(end <= s if self._right else end < s, stride, 0)
 
         at = tf.zeros_like(s, tf.int32)
         stride = (1 << (self._size - 1).bit_length()) // 2

@@ -153,7 +153,8 @@ class DDEProblem(_Problem):
 
     Args:
         f: the field, `f(t, y, h, p)`: a pure function that returns the structure of `y`.
-            `h(t_past)` is the whole state at an earlier time, of the structure and shape of `y`;
+            `h(t_past)` is the whole state at an earlier time, of the structure and shape of `y`,
+            and `h(t_past, derivative=True)` its time derivative, for neutral equations;
             `t_past` is a scalar or has the shape of `t`. A lag that it reads with may be a
             number, a tensor, a parameter, or depend on time and state; it may vanish, and it may
             be shorter than a step. Tensors and variables that `f` closes over receive gradients.

@@ -75,6 +75,11 @@ class Settings:
         """Whether the steps depend on the solution."""
         return isinstance(self.controller, controllers.PID)
 
+    @property
+    def replays(self):
+        """Whether recorded steps are taken again."""
+        return isinstance(self.controller, controllers.Replay)
+
     def replaying(self):
         """The same with recorded steps."""
         return dataclasses.replace(self, controller=controllers.Replay(), first_step=False)

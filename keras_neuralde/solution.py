@@ -30,6 +30,9 @@ class Status(enum.IntEnum):
     BAD_LAG = 10
     DELAY_DIVERGED = 11
     STIFF = 12
+    MAX_EVENTS = 13
+    BAD_CONDITION = 14
+    BAD_RATE = 15
 
     @property
     def message(self):
@@ -78,6 +81,18 @@ _MESSAGES = {
     Status.DELAY_DIVERGED: (
         "the iteration for lags shorter than the step did not converge; take a smaller dt0, or "
         "let the solver choose its steps"
+    ),
+    Status.MAX_EVENTS: (
+        "an event happened more often than its max_events, or again at the time where it had just "
+        "happened: events accumulate, as the bounces of a ball that comes to rest, or an affect "
+        "leaves its condition true; raise max_events, end earlier, or use a terminal event"
+    ),
+    Status.BAD_CONDITION: (
+        "the condition of an event became NaN or infinite at the last time; check it there"
+    ),
+    Status.BAD_RATE: (
+        "the rate of a jump became negative, NaN, infinite or larger than its bound at the last "
+        "time; use tf.nn.softplus or another positive function, or raise the bound"
     ),
     Status.STIFF: (
         "the equation turned stiff, and the explicit method gave up; use solver='auto' or an "
@@ -148,6 +163,13 @@ class Solution:
         steps: the accepted steps as times `(num_steps + 1, *batch)`, the start first, NaN after a
             trajectory's last; `solve(..., steps=sol.steps)` takes them again. They are found when
             first asked for, by repeating the solve, unless it was a dense one.
+        event_times: with `events`, the times when something happened, `(*batch, max_events)`, in
+            order, NaN after the last; the number of entries is the sum over the events.
+        event_states: the states there, before the affect: `(*batch, max_events, *state)`.
+        event_index: which event it was, by its place in `events`; -1 after the last.
+        num_events: how many there were, int32 of the batch shape.
+        log_likelihood: of a `JumpProblem`, that of its jumps so far, `(num_times, *batch)`, without
+            the first axis where `y` has none.
 
     With `dense=True`, `sol(t)` is the state at any time of the span; gradients flow through it.
     """
@@ -156,6 +178,11 @@ class Solution:
     y: Any
     stats: Stats
     status: tf.Tensor
+    event_times: tf.Tensor | None = None
+    event_states: Any = None
+    event_index: tf.Tensor | None = None
+    num_events: tf.Tensor | None = None
+    log_likelihood: tf.Tensor | None = None
     _find_steps: Any = dataclasses.field(default=None, repr=False)
     _dense: Any = dataclasses.field(default=None, repr=False)
 
@@ -169,8 +196,8 @@ class Solution:
     def steps(self):
         if self._find_steps is None:
             raise ValueError(
-                "which steps were taken is not known: ensembles and solvers of other packages do "
-                "not say. Call `solve` with batch_ndims=1."
+                "which steps were taken is not known: ensembles, solves with events and solvers of "
+                "other packages do not say."
             )
         return self._find_steps()
 

@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from keras_neuralde import freezing, observation
 from keras_neuralde.arguments import prepare
-from keras_neuralde.equations import kind_of
+from keras_neuralde.equations import HybridEquation, kind_of
+from keras_neuralde.events import Happening, as_events
 from keras_neuralde.execution import (
     run_eagerly,
     run_in_graph,
@@ -21,6 +22,7 @@ from keras_neuralde.execution import (
 )
 from keras_neuralde.integrate import ACCEPTED, REJECTED, STATUS, H, T
 from keras_neuralde.interpolation import DenseOutput
+from keras_neuralde.jumps import Jumping, JumpProblem
 from keras_neuralde.problems import SDEProblem
 from keras_neuralde.refusals import refuse_gradients
 from keras_neuralde.settings import Settings
@@ -44,6 +46,7 @@ def solve(
     step_control="per_sample",
     adjoint="discrete",
     checkpoints=64,
+    events=(),
     seed=None,
     steps=None,
     dense=False,
@@ -58,7 +61,8 @@ def solve(
     `tf.function` it becomes part of that graph, compiled or not as the caller decides.
 
     Args:
-        problem: an `ODEProblem`, a `SplitODEProblem`, an `SDEProblem` or a `DDEProblem`.
+        problem: an `ODEProblem`, a `SplitODEProblem`, an `SDEProblem`, a `DDEProblem` or a
+            `JumpProblem`.
         solver: a name (see `keras_neuralde.solvers.names()`) or a solver object. `"auto"` takes
             `tsit5` and, for each trajectory where the equation turns out stiff, `rodas5p`.
         saveat: `None` for the final state only; a number for one time; a sorted 1-D array for
@@ -77,7 +81,9 @@ def solve(
             `keras_neuralde.adjoints`.
         checkpoints: how many states the discrete adjoint keeps; memory grows with it, and
             more of them mean less recomputation.
-        seed: decides the Brownian paths of a stochastic equation: an integer, an integer tensor of
+        events: a list of `ContinuousEvent`, `PresetTimeEvent` and `DiscreteEvent`. A save point at
+            the time of an event is the state after its affect, and so is the final state.
+        seed: decides Brownian paths and jumps: an integer, an integer tensor of
             shape () or (2,), or `(*batch, 2)` for a seed of each trajectory. The same seed gives
             the same path to each trajectory of a batch, whatever its size, the steps and the
             save points, compiled or not; only a grid of fixed steps has paths of its own. `None`
@@ -114,7 +120,17 @@ def solve(
     >>> abs(float(sol(0.25)) - 0.6065307) < 1e-4
     True
     """
+    events = as_events(events)
+    happenings = [Happening.of(event) for event in events]
+    jumping = isinstance(problem, JumpProblem)
+    if jumping:
+        larger = Jumping.of(problem, batch_ndims)
+        happenings = [event.on(0) for event in happenings] + larger.happenings
+        rtol, atol = larger.tolerance(rtol, 1e-3), larger.tolerance(atol, 1e-6)
+        problem = larger.problem
     equation = kind_of(problem)(problem)
+    if happenings:
+        equation = HybridEquation(equation, happenings)
     solver = equation.choose_solver(solver, adjoint, controller)
     settings = Settings.make(
         solver, controller=controller, norm=norm, max_steps=max_steps, batch_ndims=batch_ndims,
@@ -128,7 +144,7 @@ def solve(
             norm=norm, adjoint=adjoint, checkpoints=checkpoints, steps=steps, dense=dense,
             max_record=max_record,
         )  # fmt: skip
-    frozen = freezing.active() if settings.chooses_steps else None
+    frozen = freezing.active() if settings.chooses_steps and not happenings else None
     if frozen is not None and frozen.replays:
         steps, settings = frozen.give(), settings.replaying()
     if isinstance(problem, SDEProblem):
@@ -164,6 +180,8 @@ def solve(
     if frozen is not None and not frozen.replays:
         frozen.take(find_steps())
     solution = _assemble(settings, layout, outputs, shape, find_steps)
+    if jumping:
+        solution = _without_clocks(solution, events)
     observed = observation.tell(solution)
     if throw and not observed and tf.executing_eagerly():
         _raise_on_failure(outputs["control"].numpy())
@@ -243,15 +261,44 @@ def _assemble(settings, layout, outputs, shape, find_steps):
             outputs["ring"], outputs["turns"], outputs["direction"], outputs["t_end"],
             settings.solver.dense_degree(), layout, layout.batch_dims(like),
         )  # fmt: skip
-    steps = None if settings.solver.delegated else find_steps
-    return Solution(t, y, stats, per_batch(tf.cast(control[STATUS], tf.int32)), steps, output)
+    hybrid = "event_times" in outputs
+    steps = None if settings.solver.delegated or hybrid else find_steps
+    status = per_batch(tf.cast(control[STATUS], tf.int32))
+    solution = Solution(t, y, stats, status, _find_steps=steps, _dense=output)
+    return _with_events(solution, outputs, per_batch, len(dims)) if hybrid else solution
+
+
+def _without_clocks(solution, events):
+    """The solution of a jump problem, from that of the larger problem."""
+    state, log_likelihood, _ = solution.y
+    solution = dataclasses.replace(solution, y=state, log_likelihood=log_likelihood)
+    if events:
+        return dataclasses.replace(solution, event_states=solution.event_states[0])
+    nothing = dict.fromkeys(("event_times", "event_states", "event_index", "num_events"))
+    return dataclasses.replace(solution, **nothing)
+
+
+def _with_events(solution, outputs, per_batch, batch_ndims):
+    """The solution with what happened; the entries come after the batch axes."""
+
+    def last(x):
+        axes = range(x.shape.rank)
+        return tf.transpose(x, [*axes[1 : batch_ndims + 1], 0, *axes[batch_ndims + 1 :]])
+
+    return dataclasses.replace(
+        solution,
+        event_times=last(per_batch(outputs["event_times"])),
+        event_states=tf.nest.map_structure(last, outputs["event_states"]),
+        event_index=last(per_batch(outputs["event_index"])),
+        num_events=per_batch(outputs["num_events"]),
+    )
 
 
 def _methods_taken(solver, control):
     """How many accepted steps were implicit, and how often the method changed."""
     accepted = tf.cast(control[ACCEPTED], tf.int32)
     none = tf.zeros_like(accepted)
-    if not solver.watches:
+    if not solver.switches:
         return (accepted if solver.implicit else none), none
     # The last row counts evaluations.
     return tf.cast(control[-3], tf.int32), tf.cast(control[-2], tf.int32)

@@ -28,7 +28,7 @@ class Replicas:
         """`compute(share)` for the shares of this process, each on its device at the same time.
 
         Returns:
-            The results by the numbers of their shares.
+            A list of the results, in the order of the shares.
         """
 
         def on_device(share, device):
@@ -36,18 +36,14 @@ class Replicas:
                 return compute(share)
 
         with concurrent.futures.ThreadPoolExecutor(len(self._local)) as pool:
-            return dict(
-                zip(self._local, pool.map(on_device, self._local, self._devices), strict=True)
-            )
+            return list(pool.map(on_device, self._local, self._devices))
 
-    def gather(self, shares, axis=0):
-        """The tensors of all shares, those of other processes too, joined in their order."""
-        if self.count == 1:
-            (share,) = shares.values()
-            return share
-        if len(shares) == self.count:
-            return tf.concat([shares[number] for number in range(self.count)], axis)
+    def gather(self, parts, axis):
+        """Tensors of the shares of this process, joined in order with those of all others."""
+        if len(parts) == self.count:
+            return tf.concat(parts, axis) if len(parts) > 1 else parts[0]
+        own = dict(zip(self._local, parts, strict=True))
         values = self._strategy.experimental_distribute_values_from_function(
-            lambda context: shares[context.replica_id_in_sync_group]
+            lambda context: own[context.replica_id_in_sync_group]
         )
         return self._strategy.gather(values, axis)

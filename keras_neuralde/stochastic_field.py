@@ -159,6 +159,11 @@ class StochasticField:
         parameters = len(self.drift.theta) - len(self.drift.captures)
         self._parameters = self.drift.theta[:parameters]
 
+    def also_reads(self, functions):
+        """See `Field.also_reads`."""
+        self.drift.also_reads(functions)
+        self._captures = _once([*self._captures, *self.drift.captures])
+
     @property
     def variables(self):
         """Variables that drift or diffusion read by themselves."""
@@ -195,6 +200,14 @@ class BoundEquation:
         return self.field.drift(t, y, self.theta)
 
     drift = __call__
+
+    def evaluate(self, function, t, y, *extra):
+        """See `Field.evaluate`."""
+        return self.field.drift.evaluate(function, t, y, self.theta, *extra)
+
+    def pack(self, nest):
+        """See `Field.pack`."""
+        return self.field.drift.pack(nest)
 
     def diffusion(self, t, y):
         """The diffusion, `(rows, width)` or `(rows, width, columns)`."""

@@ -187,6 +187,16 @@ def test_scaling_runs(tmp_path):
 
 
 @pytest.mark.slow
+def test_delay_equations_run_and_are_accurate():
+    from benchmarks import delay
+
+    record = delay.main(["--smoke", "--peers", "--rounds", "1"])
+    assert record["cases"].keys() == delay.CASES.keys()
+    for case in record["cases"].values():
+        assert case["tools"]["keras_neuralde"]["error"] < 1e-6
+
+
+@pytest.mark.slow
 def test_whole_training_runs(tmp_path):
     path = tmp_path / "fit.json"
     command = [sys.executable, "-m", "benchmarks.fit", "--smoke", "--output", str(path)]

@@ -227,6 +227,155 @@ def test_gradients_of_state_parameters_past_lag_and_times():
             )
 
 
+def sawtooth(t, y, h, p):
+    """y' = -p0 y'(t - p1)."""
+    return -p[0] * h(t - p[1], derivative=True)
+
+
+def sawtooth_solution(rate, lag, slope):
+    """From the past 1 + slope t, at t = 3.5, inside the fourth lag."""
+    slopes = [-rate * slope * (-rate) ** k for k in range(4)]
+    return 1.0 + lag * sum(slopes[:3]) + (3.5 - 3 * lag) * slopes[3]
+
+
+def test_a_neutral_equation_jumps_after_every_lag():
+    """A low-order method, so that the jumps go on past its order; with all gradients."""
+
+    def solve(rate, lag, slope):
+        problem = nde.DDEProblem(
+            sawtooth, float64(1.0), lambda t, p: 1.0 + p[2] * t, (0.0, 3.5),
+            tf.stack([rate, lag, slope]), lags=[lag],
+        )  # fmt: skip
+        return nde.solve(problem, "heun", rtol=1e-8, atol=1e-8)
+
+    values = float64(0.8), float64(0.9), float64(1.5)
+    with tf.GradientTape() as tape:
+        tape.watch(values)
+        sol = solve(*values)
+    np.testing.assert_allclose(sol.y, sawtooth_solution(*(v.numpy() for v in values)), rtol=1e-12)
+    for stop in (0.9, 1.8, 2.7):
+        assert np.nanmin(np.abs(sol.steps.numpy() - stop)) < 1e-14
+    found = tape.gradient(sol.y, values)
+    for i, bar in enumerate(found):
+        sides = []
+        for step in (1e-5, -1e-5):
+            moved = [float(v) + step * (i == j) for j, v in enumerate(values)]
+            sides.append(sawtooth_solution(*moved))
+        np.testing.assert_allclose(bar, (sides[0] - sides[1]) / 2e-5, rtol=1e-8)
+
+
+def test_a_neutral_equation_with_a_smooth_solution():
+    """y' = y'(t - 1/2)/2 + cos t - cos(t - 1/2)/2 has y = sin t; the past is differentiated too."""
+
+    def f(t, y, h, p):
+        return 0.5 * h(t - 0.5, derivative=True) + tf.cos(t) - 0.5 * tf.cos(t - 0.5)
+
+    problem = nde.DDEProblem(f, float64(0.0), lambda t, p: tf.sin(t), (0.0, 3.0), lags=[0.5])
+    sol = nde.solve(problem, "vern7", rtol=1e-10, atol=1e-12, saveat=[0.7, 3.0])
+    np.testing.assert_allclose(sol.y, np.sin([0.7, 3.0]), atol=1e-8)
+
+
+STIFF = float64([1e6, 3.0, 1.0])
+
+
+def stiff_delay(p):
+    """y' = -k (y - cos t) - sin t + c (y(t - lag) - cos(t - 1)), y = cos t where lag = 1."""
+
+    def f(t, y, h, p):
+        late = h(t - p[2]) - tf.cos(t - 1.0)
+        return -p[0] * (y - tf.cos(t)) - tf.sin(t) + p[1] * late
+
+    return nde.DDEProblem(f, float64(1.0), lambda t, p: tf.cos(t), (0.0, 5.0), p, lags=[p[2]])
+
+
+@pytest.mark.parametrize(
+    ("name", "tolerance", "between"),
+    [
+        ("rosenbrock23", 1e-4, 1e-4),
+        # A handful of steps, inside which the interpolant is what limits the accuracy.
+        pytest.param("kvaerno3", 1e-4, 3e-3, marks=pytest.mark.slow),
+        pytest.param("rodas5p", 1e-6, 1e-5, marks=pytest.mark.slow),
+    ],
+)
+def test_a_stiff_equation_with_a_delay(name, tolerance, between):
+    """An explicit method would need a million steps."""
+    sol = nde.solve(stiff_delay(STIFF), name, rtol=tolerance, atol=tolerance, saveat=[2.2, 5.0])
+    np.testing.assert_allclose(sol.y[0], np.cos(2.2), atol=between)
+    np.testing.assert_allclose(sol.y[1], np.cos(5.0), atol=tolerance)
+    assert sol.stats.num_steps < 300
+
+
+@pytest.mark.parametrize(
+    ("name", "lag"),
+    [
+        ("tsit5", 0.93),
+        pytest.param("rosenbrock23", 0.93, marks=pytest.mark.slow),
+        pytest.param("rosenbrock23", 0.043, marks=pytest.mark.slow),
+        pytest.param("kvaerno3", 0.43, marks=pytest.mark.slow),
+    ],
+)
+def test_gradients_with_equal_steps_and_implicit_methods(name, lag):
+    """With steps of 1/8, cut where the lag carries a jump: the grid stays, what cuts it moves.
+
+    The shortest lag lies inside of the steps.
+    """
+    p = float64([30.0, 3.0, lag])
+
+    def f(t, y, h, p):
+        return -p[0] * (y - tf.cos(t)) + p[1] * h(t - p[2]) * y
+
+    def loss(p):
+        problem = nde.DDEProblem(
+            f, float64(1.0), lambda t, p: tf.cos(t), (0.0, 2.0), p, lags=[p[2]]
+        )
+        steps = {"dt0": 0.125, "controller": "constant"}
+        sol = nde.solve(problem, name, saveat=[1.3, 2.0], **steps)
+        return tf.reduce_sum(float64([1.0, 2.0]) * sol.y)
+
+    with tf.GradientTape() as tape:
+        tape.watch(p)
+        value = loss(p)
+    found = tape.gradient(value, p)
+    for j in range(3):
+        sides = [loss(tf.tensor_scatter_nd_add(p, [[j]], [s])) for s in (1e-5, -1e-5)]
+        np.testing.assert_allclose(found[j], (sides[0] - sides[1]) / 2e-5, rtol=1e-5, atol=1e-9)
+
+
+def test_an_ensemble_varies_parameters_past_and_lags():
+    """Written for one trajectory; one time that is read depends on what another read found."""
+
+    def f(t, y, h, p):
+        x, z = tf.unstack(y)
+        late = h(t - p["lag"])
+        later = h(t - 0.3 - 0.1 * late[1])
+        return tf.stack([(p["a"][0] - z) * late[0], (p["a"][1] * x - 0.4) * later[1]])
+
+    def past(t, p):
+        return p["a"] * tf.stack([tf.cos(0.1 * t), tf.ones_like(t)])
+
+    def lag_of(i):
+        return 0.3 + 0.1 * tf.cast(i, tf.float64)
+
+    def vary(problem, i, seed):
+        p = problem.p | {"lag": lag_of(i)}
+        return problem.remake(p=p, lags=[lag_of(i), problem.lags[1]])
+
+    start = {"a": float64([1.2, 0.9]), "lag": float64(0.3)}
+    evaluated = lambda t, y, p: 0.3 + 0.1 * y[1]  # noqa: E731
+    problem = nde.DDEProblem(
+        f, float64([1.0, 1.0]), past, (0.0, 2.0), start, lags=[float64(0.3), evaluated]
+    )
+    keywords = {"saveat": [1.0, 2.0], "rtol": 1e-8, "atol": 1e-8}
+    sol = nde.solve_ensemble(problem, 5, vary=vary, batch_size=3, **keywords)
+    assert sol.y.shape == (2, 5, 2)
+    for i in (0, 4):
+        alone = nde.solve(vary(problem, i, None), **keywords)
+        np.testing.assert_allclose(sol.y[:, i], alone.y, atol=1e-12)
+        assert sol.stats.num_steps[i] == alone.stats.num_steps
+    with pytest.raises(ValueError, match="number of lags.*Received"):
+        nde.solve_ensemble(problem, 2, vary=lambda one, i, seed: one.remake(lags=[1.0]))
+
+
 def test_what_is_refused():
     def problem(f=delayed_decay, y0=1.0, past=one, lags=(1.0,), **keywords):
         return nde.DDEProblem(f, y0, past, (0.0, 1.0), lags=list(lags), **keywords)
@@ -245,8 +394,12 @@ def test_what_is_refused():
         nde.solve(problem(y0=tf.ones(2)), batch_ndims=1, step_control="joint")
     with pytest.raises(ValueError, match="adjoint='discrete' only"):
         nde.solve(problem(), adjoint="backsolve")
-    with pytest.raises(ValueError, match="explicit Runge-Kutta method.*Received: 'rodas5p'"):
-        nde.solve(problem(), "rodas5p")
+    with pytest.raises(ValueError, match="one-step method that interpolates.*'sosri'"):
+        nde.solve(problem(), "sosri")
+    with pytest.raises(ValueError, match=r"lags\[0\].*positive.*Received: -1.0"):
+        nde.solve(problem(lags=[-1.0]))
+    with pytest.raises(TypeError, match=r"`f` must be a function f\(t, y, h, p\).*Received: 2.0"):
+        problem(f=2.0)
     with pytest.raises(ValueError, match="MethodOfSteps is for a DDEProblem"):
         nde.solve(nde.ODEProblem(lambda t, y, p: -y, 1.0, (0.0, 1.0)), nde.solvers.MethodOfSteps())
 

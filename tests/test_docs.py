@@ -2,6 +2,7 @@
 
 import ast
 import decimal
+import importlib.util
 import json
 import pathlib
 import re
@@ -102,6 +103,19 @@ def test_the_gallery_shows_what_was_kept():
         assert (ROOT / "examples" / f"{script}.py").exists() and f"`examples/{script}.py`" in page
         for name in kept["pictures"]:
             assert (ROOT / "docs" / "images" / name).stat().st_size > 5000
+
+
+def test_notebooks_hold_the_whole_script():
+    spec = importlib.util.spec_from_file_location("notebooks", ROOT / "docs" / "notebooks.py")
+    notebooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(notebooks)
+    for script in (ROOT / "examples").glob("*.py"):
+        source = script.read_text(encoding="utf-8")
+        code = "\n".join(text for kind, text in notebooks.cells(source) if kind == "code")
+        held = {ast.dump(node) for node in ast.parse(code).body}
+        body = ast.parse(source).body[1:]
+        lost = [ast.unparse(node) for node in body[:-1] if ast.dump(node) not in held]
+        assert not lost and isinstance(body[-1], ast.If), (script, lost)
 
 
 def test_promises_are_read():

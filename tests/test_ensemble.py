@@ -322,3 +322,40 @@ def test_mass_matrices_and_jacobians_are_those_of_the_problem():
     np.testing.assert_allclose(sol.y, np.stack([x, p * x**2], -1), rtol=1e-7)
     with pytest.raises(ValueError, match="`mass_matrix` belongs to implicit"):
         nde.solve_ensemble(problem, 3, "tsit5", vary=vary)
+
+
+# Means and standard deviations of the noisy spiral at five times in (0, 1), from 950,000
+# paths of an independent NumPy program: Heun's drift with Milstein's noise, steps of 1/348.
+SPIRAL_TIMES = np.array([5, 11, 17, 23, 29]) / 29
+SPIRAL_MEAN = [
+    [0.99957, 1.84551], [-1.34827, 1.44166], [-1.55313, -0.42414], [-0.51037, -1.31338],
+    [0.57114, -1.00524],
+]  # fmt: skip
+SPIRAL_DEVIATION = [
+    [0.15639, 0.15428], [0.45282, 0.27584], [0.28609, 0.82013], [0.93273, 0.52276],
+    [0.95800, 0.76776],
+]  # fmt: skip
+
+
+def spiral_of_many_paths(drift_of_noise):
+    """10,000 paths of dx = f dt + 0.2 x dW, with so much of the drift 0.2²/2 x added."""
+
+    def f(t, u, p):
+        x, y = tf.unstack(u**3)
+        return tf.stack([-0.1 * x - 2.0 * y, 2.0 * x - 0.1 * y]) + drift_of_noise * 0.02 * u
+
+    problem = nde.SDEProblem(f, lambda t, u, p: 0.2 * u, np.array([2.0, 0.0]), (0.0, 1.0))
+    return nde.solve_ensemble(
+        problem, 10_000, "sosri", seed=5, saveat=SPIRAL_TIMES, dt0=1 / 116, controller="constant"
+    ).summary()
+
+
+def test_the_mean_of_ten_thousand_paths_is_within_its_standard_error():
+    """Within 3 standard errors, the reference's own included; the other integral is outside."""
+    errors = np.array(SPIRAL_DEVIATION) * np.sqrt(1 / 10_000 + 1 / 950_000)
+    found = spiral_of_many_paths(0.0)
+    assert np.max(np.abs(found.mean - SPIRAL_MEAN) / errors) < 3.0
+    # A variance of 10,000 paths is known to a few percent.
+    np.testing.assert_allclose(np.sqrt(found.var), SPIRAL_DEVIATION, rtol=0.05)
+    other = spiral_of_many_paths(1.0)
+    assert np.max(np.abs(other.mean - SPIRAL_MEAN) / errors) > 6.0

@@ -265,3 +265,33 @@ def test_the_neural_sde_learns_the_moments():
     example = load("13_neural_sde")
     _, _, before, after, data = example.run()
     assert example.loss(after, data) < 0.1 * example.loss(before, data)
+
+
+def test_fisher_kpp_data():
+    """Against values computed independently."""
+    field = load("20_fisher_kpp").data().numpy()
+    np.testing.assert_allclose(field[-1, [0, 12]], [0.9100353941889, 0.9589347303418], rtol=1e-8)
+    np.testing.assert_allclose(field.sum(), 162.26140112389, rtol=1e-9)
+    np.testing.assert_allclose((field**2).sum(), 122.97537573573, rtol=1e-9)
+
+
+@pytest.mark.slow
+def test_reaction_and_stencil_are_learned():
+    result, reaction, _ = load("20_fisher_kpp").run(0)
+    assert result.minimum < 1e-4, result
+    p = result.minimizer
+    np.testing.assert_allclose(p["scale"] * p["stencil"], [6.25, -12.5, 6.25], rtol=0.01)
+    u = np.linspace(0.0, 1.0, 21)
+    np.testing.assert_allclose(reaction(u, p["weights"]), u * (1.0 - u), atol=0.01)
+
+
+@pytest.mark.slow
+def test_coefficients_of_the_heat_equation_are_recovered():
+    """Published: an initial loss of 153.74716, and (1, 1) to nine digits or more."""
+    example = load("21_heat_equation")
+    target = example.states(example.TRUTH)
+    np.testing.assert_allclose(target.numpy()[-1].max(), 1.00580978, rtol=1e-7)
+    np.testing.assert_allclose(
+        example.loss_function(target)(example.GUESS), 153.74716386883014, rtol=1e-7
+    )
+    np.testing.assert_allclose(example.run().minimizer, [1.0, 1.0], rtol=1e-8)

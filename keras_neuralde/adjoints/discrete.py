@@ -21,15 +21,16 @@ from keras_neuralde.integrate import (
     STATUS,
     Carry,
     Ring,
+    T,
     any_running,
     at_start,
+    begin,
+    collect,
     empty_ring,
     finish,
-    first_outputs,
-    flush,
     integrate,
+    outputs_of,
     run_segment,
-    start,
     write,
 )
 from keras_neuralde.solution import Status
@@ -78,17 +79,22 @@ class Discrete(Adjoint):
 
         def forward(bound, g, y0):
             outcome, trail = _forward(plan, g, y0, bound, checkpoints)
-            return (outcome.y, outcome.control), (outcome, trail)
+            return outputs_of(outcome), (outcome, trail)
 
         def primal(bound, g, y0):
-            outcome = integrate(task.plan, g, y0, bound)
-            return outcome.y, outcome.control
+            return outputs_of(integrate(task.plan, g, y0, bound))
 
-        def backward(memory, bound, theta, y_bar):
+        def backward(memory, bound, theta, y_bar, *told):
             outcome, trail = memory
             failed = outcome.control[STATUS] != float(Status.SUCCESS)
             y_bar = tf.where(failed[:, None], tf.zeros_like(y_bar), y_bar)
-            backward = Backward(plan, field, bound, checkpoints, time_gradient)
+            if told:
+                times_bar, states_bar, _ = told
+                told = (
+                    tf.where(failed, tf.zeros_like(times_bar), times_bar),
+                    tf.where(failed[:, None], tf.zeros_like(states_bar), states_bar),
+                )
+            backward = Backward(plan, field, bound, checkpoints, time_gradient, y0, told)
             return backward(trail, outcome, y_bar, theta)
 
         return differentiable(self.name, task, field, y0, terms, forward, primal, backward)
@@ -96,9 +102,8 @@ class Discrete(Adjoint):
 
 def _forward(plan, g, y0, terms, checkpoints):
     """The integration, leaving a `Trail`."""
-    carry = start(plan, g, y0, terms)
+    carry, outputs = begin(plan, g, y0, terms)
     ring = empty_ring(plan, carry, plan.segment)
-    outputs = first_outputs(plan, g, y0, terms) if plan.saves else ()
     slots = tf.nest.map_structure(
         lambda leaf: tf.zeros(tf.concat([[checkpoints + 1], tf.shape(leaf)], 0), leaf.dtype), carry
     )
@@ -113,8 +118,7 @@ def _forward(plan, g, y0, terms, checkpoints):
         slot = tf.where(due, trail.segments // trail.stride, checkpoints)
         slots = tf.nest.map_structure(lambda b, v: write(b, slot, v), trail.slots, carry)
         carry, ring, turns = run_segment(plan, g, terms, carry, trail.ring)
-        if plan.saves:
-            outputs = flush(plan, terms, ring, turns, outputs)
+        outputs = collect(plan, terms, ring, turns, outputs)
         decisions = write(trail.decisions, slot, _pack_decisions(ring, turns))
         trail = Trail(ring, turns, trail.segments + 1, slots, decisions, trail.stride)
         return carry, trail, outputs
@@ -122,7 +126,7 @@ def _forward(plan, g, y0, terms, checkpoints):
     carry, trail, outputs = tf.while_loop(
         lambda carry, *_: any_running(carry.control), turn_segment, (carry, trail, outputs)
     )
-    return finish(plan, carry, outputs), trail
+    return finish(plan, carry, outputs, terms), trail
 
 
 def _make_room(trail, checkpoints):
@@ -147,7 +151,7 @@ def _make_room(trail, checkpoints):
 def _pack_decisions(ring, turns):
     """The accept decisions of a segment, and the kinds of its steps, as bits, `(words, rows)`."""
     size = ring.times.shape[0]
-    accepted = tf.not_equal(ring.times[:, 0], ring.times[:, 1])
+    accepted = tf.not_equal(ring.times[:, 0], ring.times[:, -1])
     accepted &= tf.range(size)[:, None] < turns
     if isinstance(ring.kind, tuple):
         return _pack(accepted)
@@ -180,15 +184,17 @@ def _unpack_decisions(bits, plan):
 class Backward:
     """The backward pass, as one callable from cotangents to cotangents."""
 
-    def __init__(self, plan, field, terms, checkpoints, time_gradient):
+    def __init__(self, plan, field, terms, checkpoints, time_gradient, y0=None, told=()):
         self.plan = plan
         self.field = field
         self.terms = terms
+        self.y0, self.told = y0, told
         self.checkpoints = checkpoints
         self.time_gradient = time_gradient
 
     def __call__(self, trail, outcome, y_bar, theta):
         plan, terms, field = self.plan, self.terms, self.field
+        hybrid = plan.happenings is not None
         saves_bar = save_rate = None
         if plan.saves:
             # A saved value moves with its time at the interpolant's slope.
@@ -200,21 +206,31 @@ class Backward:
                     saves_bar = tf.reduce_sum(saves_bar, axis=1, keepdims=True)
         zeros = tf.zeros_like(terms.t0)
         walk = _Walk(
-            y_bar=tf.zeros_like(y_bar[0]) if plan.saves else y_bar,
+            y_bar=self._at_last(outcome, y_bar) if plan.saves else y_bar,
             t_bar=zeros,
             t_end_bar=zeros,
             theta_bar=[tf.zeros_like(tensor) for tensor in theta],
             variables_bar=[tf.zeros_like(variable) for variable in field.variables],
             save=self._last_save(outcome) if plan.saves else tf.zeros_like(zeros, tf.int32),
+            count=outcome.log[-1] if hybrid else tf.zeros_like(zeros, tf.int32),
         )
         walk = self.turns(trail, walk, theta, y_bar, save_rate)
 
         y0_bar, t_bar = walk.y_bar, walk.t_bar
         if plan.saves:
             resting = at_start(terms)
+            if hybrid:
+                resting &= terms.saves != terms.t0
             y0_bar += tf.reduce_sum(tf.where(resting[:, :, None], y_bar, 0.0), axis=0)
             if self.time_gradient:
                 t_bar -= tf.reduce_sum(tf.where(resting, save_rate, 0.0), axis=0)
+        theta_bar, variables_bar = list(walk.theta_bar), list(walk.variables_bar)
+        if hybrid:
+            y0_bar, t_bar, theta_first, variables_first = plan.happenings.reverse_start(
+                field, theta, terms, self.y0, y0_bar, t_bar, walk.count, self.told
+            )
+            theta_bar = [a + b for a, b in zip(theta_bar, theta_first, strict=True)]
+            variables_bar = [a + b for a, b in zip(variables_bar, variables_first, strict=True)]
         if saves_bar is None:
             saves_bar = tf.zeros_like(terms.saves) if plan.saves else tf.zeros((0, 1), y0_bar.dtype)
         return (
@@ -222,9 +238,16 @@ class Backward:
             walk.t_end_bar,
             saves_bar,
             y0_bar,
-            list(walk.theta_bar),
-            list(walk.variables_bar),
+            theta_bar,
+            variables_bar,
         )
+
+    def _at_last(self, outcome, y_bar):
+        """The cotangent of the last state: of the save points there, where they are its."""
+        if self.plan.happenings is None:
+            return tf.zeros_like(y_bar[0])
+        last = self.terms.saves == outcome.control[T]
+        return tf.reduce_sum(tf.where(last[:, :, None], y_bar, tf.zeros_like(y_bar)), axis=0)
 
     def turns(self, trail, walk, theta, y_bar, save_rate):
         """All turns of the loop backwards, one segment after the other.
@@ -257,7 +280,11 @@ class Backward:
 
     def _last_save(self, outcome):
         """Per row, the index of its last save point (NaN pads come after it)."""
-        present = tf.math.is_finite(self.terms.saves + tf.zeros_like(self.terms.t0))
+        terms = self.terms
+        present = tf.math.is_finite(terms.saves + tf.zeros_like(terms.t0))
+        if self.plan.happenings is not None:
+            # Those at the end are no part of any step.
+            present &= terms.direction * terms.saves < terms.direction * outcome.control[T]
         return tf.reduce_sum(tf.cast(present, tf.int32), axis=0) - 1
 
     def _restore(self, trail, segment, last, slots, positions, top, ring, turns, theta):
@@ -302,16 +329,15 @@ class Backward:
         """The vector-Jacobian products of one segment, last turn first."""
 
         def one_turn(turn, walk):
-            times = tf.gather(ring.times, turn)
-            y = tf.gather(ring.y, turn)
-            kind = tf.gather(ring.kind, turn) if self.plan.switches else ()
-            step = self.plan.solver.taken(kind)
-            walk = self.reverse(step, times[0], times[1], y, walk, theta, y_bar, save_rate)
+            record = tf.nest.map_structure(lambda buffer: tf.gather(buffer, turn), ring)
+            step = self.plan.solver.taken(record.kind)
+            times = record.times[0], record.times[-1]
+            walk = self.reverse(step, *times, record.y, walk, theta, y_bar, save_rate, record)
             return turn - 1, walk
 
         return tf.while_loop(lambda turn, walk: turn >= 0, one_turn, (turns - 1, walk))[1]
 
-    def reverse(self, step, t, t_next, y, walk, theta, y_bar, save_rate):
+    def reverse(self, step, t, t_next, y, walk, theta, y_bar, save_rate, record=None):
         """One turn backwards."""
         plan, terms = self.plan, self.terms
         dense_bar = None
@@ -321,25 +347,37 @@ class Backward:
             save, direct, dense_bar, t_extra, t_next_extra = self._gather_saves(
                 t, t_next, y, save, y_bar, save_rate
             )
+        y1_bar, end_bar, count, more = walk.y_bar, walk.t_bar, walk.count, None
+        if plan.happenings is not None:
+            more = plan.happenings.reverse(
+                plan, self.field, theta, record, walk.y_bar, walk.t_bar, walk.count, self.told
+            )
+            y1_bar, end_bar, count = more.y1, more.t_next, more.count
+            dense_bar = more.dense if dense_bar is None else dense_bar + more.dense
+            direct, t_extra = direct + more.y, t_extra + more.t
         t_bar, t_next_bar, y_before, theta_bar, variables_bar = step.step_vjp(
-            self.field, t, t_next, y, theta, walk.y_bar, dense_bar, self.time_gradient
+            self.field, t, t_next, y, theta, y1_bar, dense_bar, self.time_gradient
         )
         y_before += direct
+        if more is not None:
+            theta_bar = [a + b for a, b in zip(theta_bar, more.theta, strict=True)]
+            variables_bar = [a + b for a, b in zip(variables_bar, more.variables, strict=True)]
         new = walk._replace(
             y_bar=y_before,
             save=save,
+            count=count,
             theta_bar=[a + b for a, b in zip(walk.theta_bar, theta_bar, strict=True)],
             variables_bar=[a + b for a, b in zip(walk.variables_bar, variables_bar, strict=True)],
         )
         if not self.time_gradient:
             return new
         # The step keeps its size, so what moves its end moves its start, unless it was cut.
-        at_end = walk.t_bar + t_next_bar + t_next_extra
+        at_end = end_bar + t_next_bar + t_next_extra
         cut = (t_next == terms.t_end) & (t_next != t)
-        return new._replace(
-            t_bar=t_bar + t_extra + tf.where(cut, tf.zeros_like(at_end), at_end),
-            t_end_bar=walk.t_end_bar + tf.where(cut, at_end, 0.0),
-        )
+        new = new._replace(t_end_bar=walk.t_end_bar + tf.where(cut, at_end, 0.0))
+        if more is not None:
+            cut |= record.notes[1] > 0
+        return new._replace(t_bar=t_bar + t_extra + tf.where(cut, tf.zeros_like(at_end), at_end))
 
     def _gather_saves(self, t, t_next, y, save, y_bar, save_rate):
         """Cotangents that the save points inside this step send to its interpolant."""
@@ -359,8 +397,8 @@ class Backward:
             return tf.gather(flat_saves, index if shared else index * rows + column)
 
         def inside(save):
-            later = terms.direction * time_of(save) > terms.direction * t
-            return moved & (save >= 0) & later
+            s, start = terms.direction * time_of(save), terms.direction * t
+            return moved & (save >= 0) & (s > start if self.plan.happenings is None else s >= start)
 
         def take(save, active, direct, dense, t_extra, t_next_extra):
             theta = tf.where(active, (time_of(save) - t) / h, 0.0)
@@ -388,7 +426,7 @@ class Backward:
 
 
 class _Walk(NamedTuple):
-    """The cotangents on the way back, and per row the next save point to meet."""
+    """The cotangents on the way back, and per row the next save point and event to meet."""
 
     y_bar: tf.Tensor
     t_bar: tf.Tensor
@@ -396,6 +434,7 @@ class _Walk(NamedTuple):
     theta_bar: list
     variables_bar: list
     save: tf.Tensor
+    count: tf.Tensor
 
 
 def _top_slot(positions, top, segment):

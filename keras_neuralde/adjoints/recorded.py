@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_neuralde.adjoints.base import differentiable
+from keras_neuralde.controllers import Constant
 from keras_neuralde.history import Record
 from keras_neuralde.integrate import Ring, attempts, integrate_recorded, next_stop
 
@@ -92,6 +93,7 @@ class _PastWalk(NamedTuple):
         y: of the state at the end of the step to come.
         t: of the time there.
         t_end: of the end of the solve.
+        origin: of the start of the solve, from the grid of equal steps that is counted from it.
         stops: of the discontinuities, flat.
         theta: of the differentiable tensors that the field reads.
         variables: of its variables.
@@ -101,6 +103,7 @@ class _PastWalk(NamedTuple):
     y: tf.Tensor
     t: tf.Tensor
     t_end: tf.Tensor
+    origin: tf.Tensor
     stops: tf.Tensor
     theta: list
     variables: list
@@ -156,6 +159,11 @@ def _walk_back_past(task, field, terms, ring, turns, theta, y_bar, bars):
             met = (t_next == stop) & moved & ~cut
             place = index * rows + tf.range(rows)
             cut |= met
+            if isinstance(plan.controller, Constant):
+                # Points of the grid stay where they are, whatever ended a step before them.
+                grid = tf.where(moved & ~cut, at_end, zeros)
+                cut |= moved
+                new = new._replace(origin=walk.origin + grid)
             new = new._replace(
                 stops=tf.tensor_scatter_nd_add(
                     walk.stops, place[:, None], tf.where(met, at_end, zeros)
@@ -166,7 +174,7 @@ def _walk_back_past(task, field, terms, ring, turns, theta, y_bar, bars):
     # Without a turn, what was read was read at the start.
     y_bar += tf.where(turns == 0, bars.y[:rows], tf.zeros_like(y_bar))
     walk = _PastWalk(
-        y_bar, zeros, zeros, tf.zeros_like(tf.reshape(stops, [-1])),
+        y_bar, zeros, zeros, zeros, tf.zeros_like(tf.reshape(stops, [-1])),
         [tf.zeros_like(tensor) for tensor in theta],
         [tf.zeros_like(variable) for variable in field.variables],
         [bars.times, bars.y, bars.dense],
@@ -175,7 +183,8 @@ def _walk_back_past(task, field, terms, ring, turns, theta, y_bar, bars):
     stops_bar = tf.reshape(walk.stops, tf.shape(stops))
     # Points past the end are no tensors that anything depends on.
     stops_bar = tf.where(tf.math.is_finite(stops), stops_bar, tf.zeros_like(stops_bar))
-    return walk.t, walk.t_end, stops_bar, walk.y, list(walk.theta), list(walk.variables)
+    t0_bar = walk.t + walk.origin
+    return t0_bar, walk.t_end, stops_bar, walk.y, list(walk.theta), list(walk.variables)
 
 
 def _at_least_once(more, body, loop, most=40):

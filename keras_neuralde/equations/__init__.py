@@ -2,6 +2,7 @@
 
 from keras_neuralde.equations.base import Context
 from keras_neuralde.equations.delayed import DelayEquation
+from keras_neuralde.equations.hybrid import HybridEquation
 from keras_neuralde.equations.ordinary import OrdinaryEquation
 from keras_neuralde.equations.split import SplitEquation
 from keras_neuralde.equations.stochastic import StochasticEquation, TrajectorySeeds
@@ -31,4 +32,4 @@ def kind_of(problem):
     )
 
 
-__all__ = ["KINDS", "Context", "TrajectorySeeds", "kind_of"]
+__all__ = ["KINDS", "Context", "HybridEquation", "TrajectorySeeds", "kind_of"]

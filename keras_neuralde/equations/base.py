@@ -78,6 +78,10 @@ class Lifted:
         """Times at which steps must end besides the save points, `(n, rows)`; `None` for none."""
         return None
 
+    def happenings(self, context):
+        """The `Happenings` between steps, or `None`."""
+        return None
+
     def uses(self, leaf):
         """Whether the equation reads the parameter number `leaf` of p."""
         return any(function.uses_parameter(leaf) for function in self.functions)

@@ -8,7 +8,7 @@ import tensorflow as tf
 from keras_neuralde import solvers, values
 from keras_neuralde.equations.base import Equation, Lifted, checked
 from keras_neuralde.equations.ordinary import implicit_terms
-from keras_neuralde.history import DelayField, DelayFunctions, discontinuities
+from keras_neuralde.history import MOST_STOPS, DelayField, DelayFunctions, discontinuities
 from keras_neuralde.programs import function_key
 from keras_neuralde.settings import Shape
 
@@ -68,8 +68,9 @@ class LiftedDelayEquation(Lifted):
         if not inputs["lags"]:
             return None
         lags = [tf.reshape(lag, [-1]) if lag.shape.rank else lag for lag in inputs["lags"]]
-        order = context.settings.solver.order
-        return discontinuities(lags, terms.t0, terms.t_end, terms.direction, order)
+        # Where a derivative of the past is read, no lag makes a jump weaker.
+        depth = MOST_STOPS if self.lifted.slot.neutral else context.settings.solver.order
+        return discontinuities(lags, terms.t0, terms.t_end, terms.direction, depth)
 
 
 def _lags(problem, dtype, layout):

@@ -78,7 +78,7 @@ class StochasticEquation(Equation):
             )
 
     def inputs(self, settings, layout, inputs, seed):
-        words, trajectory = _seed(seed, layout)
+        words, trajectory = words_of(seed, layout)
         return {"seed": words, "trajectory": trajectory}
 
     def shape(self, saves, watched, settings, inputs):
@@ -133,13 +133,18 @@ def _brownian_path(components, context):
     settings, inputs, terms = context.settings, context.inputs, context.terms
     rows = tf.shape(terms.t0)[0]
     end = tf.broadcast_to(tf.reshape(inputs["t1"], [-1]), [rows])
-    trajectory = inputs["trajectory"]
-    trajectory = tf.range(rows) if trajectory is None else tf.reshape(trajectory, [-1])
+    trajectory = trajectories_of(inputs, rows)
     cell = inputs["dt0"] if settings.constant_steps else None
     split = not context.shape.on_grid
     return BrownianPath(
         inputs["seed"], trajectory, components, terms.t0, end, cell=cell, split=split
     )
+
+
+def trajectories_of(inputs, rows):
+    """The numbers of the trajectories, `(rows,)` int32."""
+    trajectory = inputs["trajectory"]
+    return tf.range(rows) if trajectory is None else tf.reshape(trajectory, [-1])
 
 
 class TrajectorySeeds(NamedTuple):
@@ -154,10 +159,10 @@ class TrajectorySeeds(NamedTuple):
     trajectory: tf.Tensor
 
 
-def _seed(seed, layout):
+def words_of(seed, layout):
     """The words of the seed, `(2,)` or `(rows, 2)` int32, and the trajectories' numbers."""
     if isinstance(seed, TrajectorySeeds):
-        return _seed(seed.seed, layout)[0], seed.trajectory
+        return words_of(seed.seed, layout)[0], seed.trajectory
     if seed is None:
         return _fresh_seed(), None
     if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool):

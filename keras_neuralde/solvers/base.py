@@ -20,8 +20,8 @@ class Step(NamedTuple):
         trouble: the `Status` code, a number or `(rows,)`, of rows that are not ok at the smallest
             step.
         num_f: `(rows,)` evaluations of the field, from methods that have no fixed number of them.
-        stiffness: `(rows,)`: the step over what stability allows an explicit one, from methods that
-            switch between kinds of steps.
+        stiff: `(rows,)` booleans: whether an explicit step of this size is at the limit of its
+            stability, from methods that watch for it.
     """
 
     y1: tf.Tensor
@@ -31,7 +31,7 @@ class Step(NamedTuple):
     ok: tf.Tensor | None = None
     trouble: tf.Tensor | float | None = None
     num_f: tf.Tensor | None = None
-    stiffness: tf.Tensor | None = None
+    stiff: tf.Tensor | None = None
 
 
 def pull_back(tape, targets, sources, cotangents):
@@ -72,8 +72,8 @@ class Solver:
     #: Whether the field has an implicit and an explicit part.
     splits: bool = False
 
-    #: Whether each step measures the stiffness it met (see `keras_neuralde.solvers.switching`).
-    watches: bool = False
+    #: How many numbers a row keeps to watch for stiffness (see `keras_neuralde.solvers.switching`).
+    watches: int = 0
 
     #: Whether the method has two kinds of steps, and a row's kind is an argument of `step`.
     switches: bool = False

@@ -1,6 +1,7 @@
 """The matrix W = M - s J of implicit methods, made once for a step and solved with many times."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -24,13 +25,23 @@ class LinearSolver:
             the problem has a `jacobian` or a `jac_sparsity`.
         size: how many directions GMRES keeps before it restarts.
         restarts: the most cycles of GMRES.
+        preconditioner: `preconditioner(t, y, s, b)` → x, about the solution of x - s J x = b (of
+            M x - s J x = b with a mass matrix), for GMRES to start from instead of b: linear in b,
+            which has the structure and shape of y; s has the shape of t. Only the number of
+            iterations depends on it. A method that has one cannot be saved.
     """
 
     kind: str = "auto"
     size: int = 30
     restarts: int = 10
+    preconditioner: Callable | None = None
 
     def __post_init__(self):
+        if self.preconditioner is not None and not callable(self.preconditioner):
+            raise TypeError(
+                "`preconditioner` must be a function preconditioner(t, y, s, b). "
+                f"Received: {self.preconditioner!r}"
+            )
         if self.kind not in ("auto", "dense", "krylov"):
             raise ValueError(
                 f"`linear_solver` must be 'auto', 'dense' or 'krylov'. Received: {self.kind!r}"
@@ -55,7 +66,8 @@ class LinearSolver:
         """The Jacobian, or what stands for it, and the time derivative of the field."""
         if not self.iterates(g):
             return g.linearise(t, y)
-        return KrylovJacobian(t, y, self.size, self.restarts), g.rate(t, y)
+        at = KrylovJacobian(t, y, self.size, self.restarts, self.preconditioner)
+        return at, g.rate(t, y)
 
     def iterates(self, g):
         """Whether GMRES is what solves."""

@@ -1,5 +1,6 @@
 """GMRES: linear systems of implicit methods by products with the Jacobian alone."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -16,12 +17,14 @@ class KrylovJacobian(NamedTuple):
         y: `(rows, width)`.
         size: how many directions are kept before a restart.
         restarts: the most restarts.
+        preconditioner: as in `LinearSolver`.
     """
 
     t: tf.Tensor
     y: tf.Tensor
     size: int
     restarts: int
+    preconditioner: Callable | None = None
 
 
 class KrylovMatrix:
@@ -29,7 +32,8 @@ class KrylovMatrix:
 
     A solution is good enough when the residual is below one in the unit of Newton's increments,
     `newton.stopping_scale`; that of the transposed system, which gradients need, when it is 1e-10
-    of the right-hand side (in float32 1e-5).
+    of the right-hand side (in float32 1e-5). A preconditioner P stands on the right, W P z = b and
+    x = P z, so that these residuals stay those of W.
 
     Args:
         g: the bound field.
@@ -56,24 +60,41 @@ class KrylovMatrix:
         unit = self._unit
 
         def apply(z):
-            x = unit * z
+            x = self._precondition(unit * z)
             pushed = self._g.push(self._at.t, self._at.y, x)
             return (self._times_mass(self._g, x) - self._scale * pushed) / unit
 
         limit = tf.sqrt(tf.cast(tf.shape(b)[1], b.dtype)) * tf.ones_like(b[:, 0])
         z, ok = gmres(apply, b / unit, limit, self._at.size, self._at.restarts)
-        return unit * z, ok
+        return self._precondition(unit * z), ok
 
     def solve_transposed(self, b):
         """x with Wᵀ x = b; `(rows, width)`."""
 
-        def apply(x):
+        def apply(z):
+            x = self._precondition_transposed(z)
             pulled = self._g.pull(self._at.t, self._at.y, self._scale * x)
             return self._times_mass(self._g, x, transpose=True) - pulled
 
         small = 1e-10 if b.dtype == tf.float64 else 1e-5
         limit = small * tf.sqrt(tf.reduce_sum(b * b, axis=1))
-        return gmres(apply, b, limit, self._at.size, 4 * self._at.restarts)[0]
+        z, _ = gmres(apply, b, limit, self._at.size, 4 * self._at.restarts)
+        return self._precondition_transposed(z)
+
+    def _precondition(self, x):
+        at = self._at
+        if at.preconditioner is None:
+            return x
+        return self._g.precondition(at.preconditioner, at.t, at.y, self._scale[:, 0], x)
+
+    def _precondition_transposed(self, x):
+        if self._at.preconditioner is None:
+            return x
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            source = tf.zeros_like(x)
+            tape.watch(source)
+            out = self._precondition(source)
+        return tf.convert_to_tensor(tape.gradient(out, source, output_gradients=x))
 
 
 def gmres(apply, b, limit, size, restarts):

@@ -1,10 +1,13 @@
 """The method of steps: delay equations by the one-step methods for ordinary ones."""
 
+from typing import Any, NamedTuple
+
 import numpy as np
 import tensorflow as tf
 
 from keras_neuralde.history import Past
 from keras_neuralde.solution import Status
+from keras_neuralde.solvers import implicit_steps
 from keras_neuralde.solvers.base import Solver, Step
 from keras_neuralde.solvers.explicit_rk import combine
 
@@ -23,8 +26,12 @@ class MethodOfSteps(Solver):
     Equations", 2003, chapters 3 and 4). Each step ends on the points where constant lags carry a
     discontinuity, up to the order of the method.
 
+    An implicit method steps as for an ordinary equation, with the past read wherever it evaluates
+    the field or a derivative of it: the Jacobian is that of f with respect to y alone, which is
+    what stiffness comes from, unless a lag is shorter than the step.
+
     Args:
-        solver: the name or object of a method that interpolates.
+        solver: the name or object of an explicit or implicit method that interpolates.
 
     Raises:
         ValueError: for methods that cannot be wrapped.
@@ -42,17 +49,17 @@ class MethodOfSteps(Solver):
         from keras_neuralde.solvers import registry
 
         inner = registry.get(solver)
-        fits = isinstance(inner, registry.ExplicitRungeKutta)
-        if not fits:
+        explicit = isinstance(inner, registry.ExplicitRungeKutta)
+        if not (explicit or inner.implicit):
             raise ValueError(
-                "a delay equation needs an explicit Runge-Kutta method that interpolates, such as "
-                f"'tsit5'. Received: {inner.name!r}"
+                "a delay equation needs a one-step method that interpolates, such as 'tsit5', or "
+                f"'rodas5p' for stiff ones. Received: {inner.name!r}"
             )
         self.solver = inner
         self.name = inner.name
         self.order = inner.order
         self.error_order = inner.error_order
-        self._table = _Table(inner.tableau)
+        self._table: Any = _Table(inner.tableau) if explicit else None
 
     def get_config(self):
         from keras_neuralde.solvers import registry
@@ -73,19 +80,19 @@ class MethodOfSteps(Solver):
         found = (tf.zeros_like(tf.tile(y, [1, inner.dense_degree()])), y)
         found += (tf.zeros_like(y),) if adaptive else ()
 
-        def improve(passes, count, found, settled, ahead, near):
-            ks, near, inside, early = self._evaluate(g, g.record, t, t_next, y, found[0], near)
-            ks = tf.unstack(ks, num=len(self._table.c))
-            y1 = y + h * combine(self._table.outputs[:, 0], ks)
-            better = (inner.polynomial(h, ks), y1)
-            better += (inner.error_estimate(h, ks),) if adaptive else ()
-            small = _is_small(g.implicit.tolerances, y, found[0], better[0])
+        def improve(passes, count, found, settled, ahead, trouble, near):
+            made = self._propose(g, t, t_next, y, h, found[0], near)
+            # Newton's iteration leaves rounding errors of its own size.
+            noise = 4.0 if self._table is not None else 1000.0
+            small = _is_small(g.implicit.tolerances, y, found[0], made.found[0], noise)
             better = tf.nest.map_structure(
-                lambda new, old: tf.where(settled[:, None], old, new), better, found
+                lambda new, old: tf.where(settled[:, None], old, new), made.found, found
             )
-            count += tf.cast(~settled, count.dtype)
-            ahead |= ~settled & early
-            return passes + 1, count, better, settled | small | ~inside | early, ahead, near
+            count += tf.where(settled, tf.zeros_like(count), made.count)
+            ahead |= ~settled & made.early
+            trouble = tf.where(settled, trouble, made.trouble)
+            settled |= small | ~made.inside | made.early | (made.trouble != 0.0)
+            return passes + 1, count, better, settled, ahead, trouble, made.near
 
         one = tf.ones_like(t)
         resting = t_next == t
@@ -96,9 +103,10 @@ class MethodOfSteps(Solver):
             found,
             resting,
             never,
+            tf.zeros_like(t),
             g.record.newest(t, g.reads),
         )
-        _, count, found, settled, ahead, _ = tf.while_loop(
+        _, count, found, settled, ahead, trouble, _ = tf.while_loop(
             lambda passes, count, found, settled, *_: (
                 (passes < _MOST_PASSES) & tf.reduce_any(~settled)
             ),
@@ -110,10 +118,33 @@ class MethodOfSteps(Solver):
             error=found[2] if adaptive else None,
             dense=found[0],
             state=tf.zeros_like(y),
-            ok=settled & ~ahead,
-            trouble=tf.where(ahead, float(Status.BAD_LAG) * one, float(Status.DELAY_DIVERGED)),
-            num_f=count * len(self._table.c),
-        )
+            ok=settled & ~ahead & (trouble == 0.0),
+            trouble=tf.where(
+                ahead, float(Status.BAD_LAG) * one,
+                tf.where(trouble != 0.0, trouble, float(Status.DELAY_DIVERGED) * one),
+            ),
+            num_f=count,
+        )  # fmt: skip
+
+    def _propose(self, g, t, t_next, y, h, dense, near):
+        """A step whose field sees `dense` as the step's own interpolant: a `_Pass`."""
+        inner = self.solver
+        if self._table is None:
+            step, inside, early = implicit_steps.propose(inner, g, t, t_next, y, dense)
+            found = (step.dense, step.y1) if step.error is None else (
+                step.dense, step.y1, step.error
+            )  # fmt: skip
+            zero = tf.zeros_like(t)
+            trouble = zero if step.ok is None else tf.where(step.ok, zero, step.trouble)
+            count = zero + inner.evaluations(True) if step.num_f is None else step.num_f
+            return _Pass(found, near, inside, early, trouble, count)
+        ks, near, inside, early = self._evaluate(g, g.record, t, t_next, y, dense, near)
+        ks = tf.unstack(ks, num=len(self._table.c))
+        found = (inner.polynomial(h, ks), y + h * combine(self._table.outputs[:, 0], ks))
+        if inner.error_order is not None:
+            found += (inner.error_estimate(h, ks),)
+        count = tf.zeros_like(t) + float(len(self._table.c))
+        return _Pass(found, near, inside, early, tf.zeros_like(t), count)
 
     def _evaluate(self, g, record, t, t_next, y, dense, near, strict=True):
         """All stages, those of the interpolant included, one after the other.
@@ -160,6 +191,10 @@ class MethodOfSteps(Solver):
         Returns:
             The cotangents of `[t, t_next, y, dense]`, and the totals with what this step adds.
         """
+        if self._table is None:
+            return implicit_steps.recorded_vjp(
+                self.solver, field, record, t, t_next, y, dense, theta, y1_bar, dense_bar, totals
+            )
         table, bound = self._table, field.bind(theta)
         near = record.newest(t, bound.reads)
         ks, near, _, _ = self._evaluate(bound, record, t, t_next, y, dense, near, strict=False)
@@ -201,6 +236,26 @@ class MethodOfSteps(Solver):
         loop = (tf.constant(len(table.c) - 1), tf.zeros_like(ks), own, totals, near)
         _, _, own, totals, _ = tf.while_loop(lambda i, *_: i >= 0, stage, loop)
         return own, totals
+
+
+class _Pass(NamedTuple):
+    """One pass of the iteration for a step.
+
+    Attributes:
+        found: its interpolant, its end and its error estimate.
+        near: the records found last.
+        inside: `(rows,)` booleans, whether the step read itself.
+        early: the same, whether it read ahead.
+        trouble: `(rows,)`, 0, or the `Status` code of what an implicit method could not solve.
+        count: `(rows,)` evaluations of the field.
+    """
+
+    found: tuple
+    near: list
+    inside: tf.Tensor
+    early: tf.Tensor
+    trouble: tf.Tensor
+    count: tf.Tensor
 
 
 class _Table:
@@ -254,13 +309,16 @@ def add_bars(totals, bars):
     return [add(total, bar) for total, bar in zip(totals, bars, strict=True)]
 
 
-def _is_small(tolerances, y, old, new):
-    """Whether the interpolants differ by less than matters, `(rows,)` booleans."""
+def _is_small(tolerances, y, old, new, noise):
+    """Whether the interpolants differ by less than matters, `(rows,)` booleans.
+
+    That is a part of the tolerance, or `noise` rounding errors.
+    """
     width, dtype = y.shape[1], y.dtype
     eps = float(np.finfo(dtype.as_numpy_dtype).eps)
     change = tf.add_n(tf.split(tf.abs(new - old), old.shape[1] // width, axis=1))
     size = tf.abs(y) + tf.add_n(tf.split(tf.abs(new), old.shape[1] // width, axis=1))
-    limit = 4.0 * eps * size
+    limit = noise * eps * size
     if tolerances is not None:
         rtol, atol = tolerances
         limit += _CONVERGED * (atol + rtol * tf.abs(y))

@@ -9,8 +9,8 @@ from keras_neuralde.solvers.rosenbrock import Rosenbrock
 
 #: Where the stability region of Tsit5 ends on the negative real axis.
 STABILITY = 3.5068
-#: A step is a sign of stiffness from this part of the stability limit on.
-SAFETY = 0.9
+# A step is a sign of stiffness from nine tenths of the limit on.
+_LIMIT = 0.9 * STABILITY
 #: How many signs of stiffness end the explicit phase, and how many of ease the implicit one.
 SIGNS_OF_STIFFNESS, SIGNS_OF_EASE = 10.0, 3.0
 #: What an explicit step without a sign takes back: near the limit signs come and go.
@@ -42,7 +42,7 @@ class Switching(Solver):
 
     name = "auto"
     implicit = True
-    watches = True
+    watches = 4
     switches = True
     carries_slope = True
     counts_evaluations = True
@@ -68,20 +68,20 @@ class Switching(Solver):
         moving = tf.not_equal(t_next, t)
         easy_end, stiff_end = tf.where(stiff, t, t_next), tf.where(stiff, t_next, t)
         wide = tf.tile(tf.zeros_like(y), [1, self.dense_degree()]) if dense else ()
-        rest = (y, tf.zeros_like(y), state, tf.zeros_like(t), wide)
+        never = tf.not_equal(t, t)
+        rest = (y, tf.zeros_like(y), state, never, wide)
         easy = tf.cond(
             tf.reduce_any(moving & ~stiff),
             lambda: self._explicit_step(g, t, easy_end, y, state, dense),
             lambda: rest,
         )
-        never = tf.not_equal(t, t)
         hard = tf.cond(
             tf.reduce_any(moving & stiff),
             lambda: self._implicit_step(g, t, stiff_end, y, state, dense),
             lambda: (*rest, ~never),
         )
         *hard, ok = hard
-        y1, error, slope, size, coefficients = tf.nest.map_structure(
+        y1, error, slope, high, coefficients = tf.nest.map_structure(
             lambda ours, theirs: tf.where(_column(stiff, ours), theirs, ours), easy, tuple(hard)
         )
         easy_cost, stiff_cost = self.explicit.evaluations(dense), self.stiff.evaluations(dense)
@@ -93,7 +93,7 @@ class Switching(Solver):
             ok | ~stiff,
             self.stiff.trouble(g),
             easy_cost + (stiff_cost - easy_cost) * kind,
-            tf.abs(t_next - t) * size / STABILITY,
+            high,
         )
 
     def watching(self):
@@ -106,24 +106,26 @@ class Switching(Solver):
         h = (t_next - t)[:, None]
         ks, y1 = method.stages(g, t, t_next, h, y, [state], table.c[1:], table.a[1:])
         before = y + h * combine(table.a[-2], ks)
-        ratio = tf.math.divide_no_nan(_square(ks[-1] - ks[-2]), _square(y1 - before))
+        # h ‖k_7 - k_6‖ against the limit times ‖Y_7 - Y_6‖, in one sum.
+        excess = tf.square(h * (ks[-1] - ks[-2])) - _LIMIT**2 * tf.square(y1 - before)
+        high = tf.reduce_sum(excess, axis=1) > 0.0
         coefficients = method.polynomial(h, ks) if dense else ()
-        return y1, method.error_estimate(h, ks), ks[-1], tf.sqrt(ratio), coefficients
+        return y1, method.error_estimate(h, ks), ks[-1], high, coefficients
 
     def _implicit_step(self, g, t, t_next, y, state, dense):
         method = self.stiff
         linear = method.linear_solver.linearise(g, t, y)
         step = method.take(g, t, t_next, y, linear, state, dense)
-        size = largest_row_sum(g, linear[0])
+        high = tf.abs(t_next - t) * largest_row_sum(g, linear[0]) > _LIMIT
         coefficients = step.dense if dense else ()
-        return step.y1, step.error, g(t_next, step.y1), size, coefficients, step.ok
+        return step.y1, step.error, g(t_next, step.y1), high, coefficients, step.ok
 
-    def switch(self, modes, stiffness, accept, h):
+    def switch(self, modes, high, accept, h):
         """Who goes on with which method.
 
         Args:
             modes: `(kind, signs, implicit steps, switches)`, each `(rows,)`.
-            stiffness: `(rows,)`: the size of the step over the stability limit.
+            high: `(rows,)` booleans: whether an explicit step of this size meets its limit.
             accept: `(rows,)` booleans.
             h: `(rows,)`, the next step.
 
@@ -131,10 +133,10 @@ class Switching(Solver):
             The new modes and the next step.
         """
         kind, signs, taken, switches = modes
-        stiff, high = kind > 0.0, stiffness > SAFETY
+        stiff = kind > 0.0
         zero = tf.zeros_like(h)
-        up, down = signs + 1.0, tf.maximum(signs - FORGETTING, 0.0)
-        counted = tf.where(stiff, tf.where(high, zero, up), tf.where(high, up, down))
+        at_ease = tf.where(high, zero, signs + 1.0)
+        counted = tf.where(stiff, at_ease, _signs_of_stiffness(signs, high))
         enough = SIGNS_OF_STIFFNESS + (SIGNS_OF_EASE - SIGNS_OF_STIFFNESS) * kind
         leave = accept & (counted > enough)
         taken += tf.where(accept & stiff, zero + 1.0, zero)
@@ -155,18 +157,28 @@ class Watching(Switching):
     """
 
     implicit = False
+    watches = 1
     switches = False
+    counts_evaluations = False
 
     def get_config(self):
         return {}
 
+    def evaluations(self, dense):
+        return self.explicit.evaluations(dense)
+
     def step(self, g, t, t_next, y, state, dense, kind=None):
-        found = self._explicit_step(g, t, t_next, y, state, dense)
-        y1, error, slope, size, coefficients = found
-        num_f = tf.zeros_like(t) + self.explicit.evaluations(dense)
-        stiffness = tf.abs(t_next - t) * size / STABILITY
-        coefficients = coefficients if dense else None
-        return Step(y1, error, coefficients, slope, num_f=num_f, stiffness=stiffness)
+        y1, error, slope, high, coefficients = self._explicit_step(g, t, t_next, y, state, dense)
+        return Step(y1, error, coefficients if dense else None, slope, stiff=high)
+
+    def switch(self, modes, high, accept, h):
+        """The one mode is the signs of stiffness."""
+        (signs,) = modes
+        return [tf.where(accept, _signs_of_stiffness(signs, high), signs)], h
+
+    def gives_up(self, modes):
+        """`(rows,)` booleans: where the equation is stiff."""
+        return modes[0] > SIGNS_OF_STIFFNESS
 
     def step_vjp(self, *arguments):
         return self.explicit.step_vjp(*arguments)
@@ -217,13 +229,13 @@ class _Taken:
         return t_bar, t_next_bar, y_bar, theta_bar, variables_bar
 
 
+def _signs_of_stiffness(signs, high):
+    return tf.where(high, signs + 1.0, tf.maximum(signs - FORGETTING, 0.0))
+
+
 def _sums(totals, parts):
     return [total + part for total, part in zip(totals, parts, strict=True)]
 
 
 def _column(rows, like):
     return rows if like.shape.rank == 1 else rows[:, None]
-
-
-def _square(x):
-    return tf.reduce_sum(tf.square(x), axis=1)

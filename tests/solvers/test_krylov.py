@@ -65,6 +65,59 @@ def test_gradients_as_by_elimination(name):
         np.testing.assert_allclose(krylov, dense, rtol=1e-6, atol=1e-7)
 
 
+def spectral(p):
+    """The inverse of 1 - s p L for the ring's Laplacian L, by its eigenvectors."""
+    eye = np.eye(30)
+    values, vectors = np.linalg.eigh(np.roll(eye, 1, 1) - 2.0 * eye + np.roll(eye, -1, 1))
+
+    def preconditioner(t, y, s, b):
+        scaled = tf.linalg.matvec(vectors, b, transpose_a=True) / (1.0 - s[:, None] * p * values)
+        return tf.linalg.matvec(vectors, scaled)
+
+    return preconditioner
+
+
+def solve_with(preconditioner, p=500.0, **keywords):
+    """With so few directions that GMRES by itself does not arrive."""
+    linear = nde.solvers.LinearSolver("krylov", 6, 1, preconditioner)
+    problem = nde.ODEProblem(ring, ring_state(2, 30), (0.0, 1.0), p)
+    solver = nde.solvers.Rosenbrock("rosenbrock23", linear)
+    return nde.solve(problem, solver, batch_ndims=1, rtol=1e-5, atol=1e-5, **keywords)
+
+
+def test_a_preconditioner_saves_iterations_and_changes_nothing_else():
+    with_it = solve_with(spectral(500.0))
+    problem = nde.ODEProblem(ring, ring_state(2, 30), (0.0, 1.0), 500.0)
+    dense = nde.solve(problem, "rosenbrock23", batch_ndims=1, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(with_it.y, dense.y, atol=1e-6)
+    np.testing.assert_array_less(np.abs(with_it.stats.num_steps - dense.stats.num_steps), 3)
+    without = solve_with(None, throw=False)
+    assert np.all(without.stats.num_steps > 2 * with_it.stats.num_steps)
+
+
+@pytest.mark.slow
+def test_the_gradient_through_a_preconditioner():
+    gradients = []
+    for preconditioned in (False, True):
+        p = tf.constant(500.0, tf.float64)
+        linear = nde.solvers.LinearSolver("krylov", 6, 1, spectral(500.0))
+        solver = nde.solvers.Rosenbrock("rosenbrock23", linear if preconditioned else "dense")
+        with tf.GradientTape() as tape:
+            tape.watch(p)
+            problem = nde.ODEProblem(ring, ring_state(2, 30), (0.0, 0.3), p)
+            y = nde.solve(problem, solver, batch_ndims=1, rtol=1e-8, atol=1e-8).y
+            loss = tf.reduce_sum(tf.sin(y))
+        gradients.append(tape.gradient(loss, p))
+    np.testing.assert_allclose(gradients[1], gradients[0], rtol=1e-5)
+
+
+def test_preconditioners_of_a_wrong_kind():
+    with pytest.raises(TypeError, match="`preconditioner` must be a function"):
+        nde.solvers.LinearSolver("krylov", preconditioner=3.0)
+    with pytest.raises(ValueError, match="must return the structure of `y`"):
+        solve_with(lambda t, y, s, b: {"a": b})
+
+
 @pytest.mark.slow
 def test_a_thousand_states_go_through_gmres_by_default():
     n = 1000

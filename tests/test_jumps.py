@@ -1,0 +1,206 @@
+"""Jumps: their laws, and the gradients through flow, maps and rates.
+
+A statistic of n paths is compared with its exact value in units of its standard error; each law has
+a neighbour that the same test tells apart.
+"""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_neuralde as nde
+
+PATHS = 4000
+
+
+def up(t, y, p):
+    return y + 1.0
+
+
+def still(t, y, p):
+    return 0.0 * y
+
+
+def deviation(sample, mean):
+    """How far the mean of a sample is from its expectation, in standard errors."""
+    sample = np.asarray(sample, float)
+    return abs(sample.mean() - mean) / (sample.std(ddof=1) / np.sqrt(len(sample)))
+
+
+def season(t, y, p):
+    return 1.0 + tf.sin(t)
+
+
+@pytest.mark.parametrize("bound", [2.0, None])
+def test_a_rate_that_changes_in_time(bound):
+    """The count is a Poisson number with the integral of the rate as mean, and in two halves."""
+    problem = nde.JumpProblem(
+        nde.ODEProblem(still, 0.0, (0.0, 4.0)), [nde.VariableRateJump(season, up, bound=bound)]
+    )
+    sol = nde.solve_ensemble(problem, PATHS, seed=1, saveat=[2.0, 4.0], rtol=1e-6, atol=1e-8)
+    counts = sol.y.numpy().astype(float)
+    first, second = counts[0], counts[1] - counts[0]
+    means = [3.0 - np.cos(2.0), 2.0 + np.cos(2.0) - np.cos(4.0)]
+    for sample, mean in zip((first, second), means, strict=True):
+        assert deviation(sample, mean) < 4.0
+        assert deviation((sample - mean) ** 2, mean) < 4.0
+        # A rate that is larger by a tenth would be seen.
+        assert deviation(sample, 1.1 * mean) > 4.0
+    # Disjoint intervals are independent.
+    assert deviation((first - means[0]) * (second - means[1]), 0.0) < 4.0
+    # The likelihood is that of the density of the points: its mean gradient vanishes elsewhere.
+    assert np.all(np.isfinite(sol.log_likelihood))
+
+
+def growth(jumps, **keywords):
+    """Geometric Brownian motion with jumps; a = 0.5, s = 0.2."""
+    problem = nde.SDEProblem(lambda t, y, p: 0.5 * y, lambda t, y, p: 0.2 * y, 1.0, (0.0, 1.0))
+    return nde.solve_ensemble(nde.JumpProblem(problem, jumps), PATHS, seed=2, **keywords)
+
+
+def test_halving_jumps_on_geometric_brownian_motion():
+    """E y(t) = exp((a - λ/2) t), with adaptive steps."""
+    halving = nde.ConstantRateJump(2.0, lambda t, y, p: 0.5 * y)
+    sol = growth([halving], saveat=[0.5, 1.0], rtol=1e-3, atol=1e-3)
+    for y, t in zip(sol.y, (0.5, 1.0), strict=True):
+        assert deviation(y, np.exp(-0.5 * t)) < 4.0
+        # Jumps that are missing at random, one in ten, would be seen.
+        assert deviation(y, np.exp((0.5 - 0.9) * t)) > 4.0
+
+
+def test_marked_jumps_are_those_of_merton():
+    """log y has mean (a - s²/2 + λ m) t and variance (s² + λ (m² + d²)) t."""
+    lognormal = nde.ConstantRateJump(
+        1.5, lambda t, y, p, mark: y * mark,
+        mark_sampler=lambda u, t, y, p: tf.exp(-0.1 + 0.3 * tf.math.ndtri(u[..., 0])),
+    )  # fmt: skip
+    sol = growth([lognormal], solver="euler_maruyama", dt0=0.01, controller="constant")
+    logs = np.log(sol.y.numpy().astype(float))
+    mean, variance = 0.5 - 0.02 - 0.15, 0.04 + 1.5 * (0.01 + 0.09)
+    assert deviation(logs, mean) < 4.0 and deviation((logs - mean) ** 2, variance) < 4.0
+    assert deviation((logs - mean) ** 2, 0.04 + 1.5 * 0.09 * 0.5) > 4.0
+
+
+def test_birth_and_death_and_the_gradient_of_its_mean():
+    """From 0, the count at t is a Poisson number with mean b (1 - exp(-d t)) / d."""
+    problem = nde.JumpProblem(
+        nde.ODEProblem(still, 0.0, (0.0, 3.0)),
+        [
+            nde.ConstantRateJump(lambda t, y, p: p[0], up),
+            nde.ConstantRateJump(lambda t, y, p: p[1] * y, lambda t, y, p: y - 1.0),
+        ],
+    )
+    b, d, t = 10.0, 0.7, 3.0
+    gone = np.exp(-d * t)
+    mean = b * (1.0 - gone) / d
+    exact = np.array([(1.0 - gone) / d, -b * (1.0 - gone) / d**2 + b * t * gone / d])
+    found, plain = [], []
+    for seed in range(8):
+        p = tf.constant([b, d])
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(p)
+            sol = nde.solve_ensemble(problem.remake(p=p), PATHS, seed=seed, checkpoints=256)
+            value = nde.expectation(sol.y, sol.log_likelihood)
+            paths = tf.reduce_mean(sol.y)
+        np.testing.assert_allclose(value, paths, rtol=1e-6)
+        found.append(tape.gradient(value, p).numpy())
+        plain.append(tape.gradient(paths, p).numpy())
+    assert deviation(sol.y, mean) < 4.0 and deviation(sol.y, mean * 1.03) > 4.0
+    assert deviation((sol.y.numpy() - mean) ** 2, mean) < 4.0
+    for k in range(2):
+        assert deviation([one[k] for one in found], exact[k]) < 5.0, (found, exact)
+        np.testing.assert_allclose(np.mean(found, axis=0)[k], exact[k], rtol=0.1)
+    # The paths alone do not know: their jumps stay where they are.
+    assert np.all(np.array(plain) == 0.0)
+
+
+def test_gradients_of_flow_maps_and_marks_are_those_of_the_path():
+    """Against finite differences with the same random numbers, on a stochastic equation."""
+
+    def value(p):
+        problem = nde.SDEProblem(
+            lambda t, y, p: p[0] * y, lambda t, y, p: 0.2 * y, np.ones(3), (0.0, 2.0), p
+        )
+        jumps = [
+            nde.ConstantRateJump(2.0, lambda t, y, p: p[1] * y + 0.1 * t),
+            nde.VariableRateJump(
+                lambda t, y, p: 1.0 + 0.5 * tf.cos(t), lambda t, y, p, m: y + m, bound=1.5,
+                mark_sampler=lambda u, t, y, p: p[2] * u[..., 0],
+            ),
+        ]  # fmt: skip
+        sol = nde.solve(
+            nde.JumpProblem(problem, jumps), "euler_maruyama", dt0=0.1, controller="constant",
+            batch_ndims=1, saveat=[0.5, 1.37, 2.0], seed=4, checkpoints=16,
+        )  # fmt: skip
+        return tf.reduce_sum(tf.sin(sol.y) * [[1.0], [2.0], [3.0]])
+
+    @tf.function(autograph=False)
+    def gradient(p):
+        with tf.GradientTape() as tape:
+            tape.watch(p)
+            total = value(p)
+        return total, tape.gradient(total, p)
+
+    p = tf.constant([0.5, 0.6, 0.4], tf.float64)
+    found = gradient(p)[1].numpy()
+    assert np.all(found != 0.0)
+    for k in range(3):
+        h = 1e-6 * np.eye(3)[k]
+        sides = [gradient(p + s * h)[0] for s in (1, -1)]
+        np.testing.assert_allclose(found[k], (sides[0] - sides[1]) / 2e-6, rtol=1e-6)
+
+
+def test_each_trajectory_has_its_own_jumps_whatever_the_batch():
+    problem = nde.ODEProblem(still, tf.zeros(4, tf.float64), (0.0, 5.0))
+    jump = nde.ConstantRateJump(1.0, lambda t, y, p: y + t)
+    whole = nde.solve(nde.JumpProblem(problem, [jump]), batch_ndims=1, seed=7)
+    plain = tf.function(
+        lambda: nde.solve(nde.JumpProblem(problem, [jump]), batch_ndims=1, seed=7).y,
+        jit_compile=False, autograph=False,
+    )()  # fmt: skip
+    np.testing.assert_allclose(whole.y, plain, rtol=1e-12)
+    assert len(set(whole.y.numpy().tolist())) == 4
+    part = problem.remake(y0=tf.zeros(2, tf.float64))
+    part = nde.solve(nde.JumpProblem(part, [jump]), batch_ndims=1, seed=7)
+    np.testing.assert_allclose(part.y, whole.y[:2], rtol=1e-12)
+    assert whole.event_times is None
+
+
+def test_bad_rates_end_with_a_status():
+    problem = nde.ODEProblem(lambda t, y, p: 1.0 + 0.0 * y, tf.zeros(2), (0.0, 9.0))
+    limits = tf.constant([100.0, 1.0])
+    bounded = nde.VariableRateJump(lambda t, y, p: y + 1.0, lambda t, y, p: y, bound=10.5)
+    negative = nde.ConstantRateJump(lambda t, y, p: limits - t, lambda t, y, p: y)
+    for jump, bad in ((bounded, "either"), (negative, "second")):
+        sol = nde.solve(
+            nde.JumpProblem(problem.remake(t_span=(0.0, 30.0)), [jump]), batch_ndims=1, seed=0,
+            throw=False,
+        )  # fmt: skip
+        codes = sol.status.numpy().tolist()
+        assert codes[1] == nde.Status.BAD_RATE, codes
+        assert codes[0] == (nde.Status.BAD_RATE if bad == "either" else 0), codes
+
+
+def test_bad_jumps():
+    ode = nde.ODEProblem(still, 0.0, (0.0, 1.0))
+    sde = nde.SDEProblem(still, still, 0.0, (0.0, 1.0))
+    jump = nde.ConstantRateJump(1.0, up)
+    with pytest.raises(ValueError, match="must not be negative"):
+        nde.ConstantRateJump(-1.0, up)
+    with pytest.raises(ValueError, match="`bound` must not be negative"):
+        nde.VariableRateJump(1.0, up, bound=float("nan"))
+    with pytest.raises(TypeError, match="`affect` must be a function"):
+        nde.ConstantRateJump(1.0, 2.0)
+    with pytest.raises(TypeError, match="`mark_sampler` must be"):
+        nde.ConstantRateJump(1.0, up, mark_sampler=1)
+    with pytest.raises(TypeError, match="list of ConstantRateJump"):
+        nde.JumpProblem(ode, [up])
+    with pytest.raises(TypeError, match="ODEProblem or an SDEProblem"):
+        nde.JumpProblem(jump, [jump])
+    with pytest.raises(ValueError, match="needs a `bound`"):
+        nde.solve(nde.JumpProblem(sde, [nde.VariableRateJump(1.0, up)]))
+    with pytest.raises(ValueError, match="shape of `y`"):
+        wrong = nde.ConstantRateJump(1.0, lambda t, y, p: tf.stack([y, y]))
+        nde.solve(nde.JumpProblem(ode, [wrong]))
+    with pytest.raises(ValueError, match="begin with the axes"):
+        nde.expectation(tf.zeros(3), tf.zeros((2, 3)))
