@@ -134,7 +134,9 @@ def _lotka_volterra(adjoint, exact, smoke):
         with tf.GradientTape() as tape:
             tape.watch(p)
             problem = nde.ODEProblem(field, tf.ones(2, tf.float64), (0.0, 10.0), p)
-            y = nde.solve(problem, saveat=times, rtol=tolerance, atol=tolerance, adjoint=adjoint).y
+            y = nde.solve(
+                problem, "tsit5", saveat=times, rtol=tolerance, atol=tolerance, adjoint=adjoint
+            ).y
             loss = tf.reduce_sum((y - 1.0) ** 2)
         return tape.gradient(loss, p)
 
@@ -166,7 +168,9 @@ def _network(adjoint, exact, smoke):
         with tf.GradientTape() as tape:
             tape.watch(p)
             problem = nde.ODEProblem(field, y0, (0.0, 1.0 if smoke else 40.0), p)
-            y = nde.solve(problem, batch_ndims=1, rtol=tolerance, atol=tolerance, adjoint=adjoint).y
+            y = nde.solve(
+                problem, "tsit5", batch_ndims=1, rtol=tolerance, atol=tolerance, adjoint=adjoint
+            ).y
             loss = tf.reduce_mean(y**2)
         return tf.concat([tf.reshape(bar, [-1]) for bar in tape.gradient(loss, p)], 0)
 

@@ -1,6 +1,8 @@
 """Fills the tables of the pages from the methods and from the results of measurements."""
 
+import itertools
 import json
+import math
 import pathlib
 
 from keras_neuralde import solvers
@@ -117,6 +119,37 @@ def scaling_rows():
     )
 
 
+def work_precision_rows():
+    """Milliseconds for an error of 1e-5 on stiff problems, between the measured tolerances."""
+    path = _RESULTS / "work_precision.json"
+    if not path.exists():
+        return
+    record = json.loads(path.read_text())
+    names = list(record["curves"])
+    yield "Milliseconds for a relative error of 1e-5 at the end:"
+    yield ""
+    yield "| method | " + " | ".join(name.replace("_", " ") for name in names) + " |"
+    yield "|---" * (1 + len(names)) + "|"
+    for method in record["curves"][names[0]]:
+        times = [time_for(record["curves"][name].get(method, []), 1e-5) for name in names]
+        cells = ["–" if time is None else f"{1e3 * time:.3g}" for time in times]
+        yield f"| {method} | " + " | ".join(cells) + " |"
+    yield ""
+    yield f"{record['date']}, {record['cores']} cores, load {record['load']:.1f}."
+
+
+def time_for(points, error):
+    """The least time for an error by linear interpolation of logarithms; `None` if out of range."""
+    found = []
+    for one, other in itertools.pairwise(points):
+        low, high = sorted((one, other), key=lambda point: point["error"])
+        if low["error"] <= error <= high["error"] and low["error"] > 0.0:
+            span = math.log(high["error"] / low["error"]) or 1.0
+            share = math.log(error / low["error"]) / span
+            found.append(low["time"] ** (1.0 - share) * high["time"] ** share)
+    return min(found, default=None)
+
+
 def implicit_rows():
     """The rows of the Rosenbrock and ESDIRK methods."""
     yield "| Name | Kind | Order | Error estimate | Stages | Interpolant | Mass matrix | Source |"
@@ -157,6 +190,7 @@ def stochastic_rows():
 _TABLES = {
     "<!-- explicit methods -->": explicit_rows,
     "<!-- implicit methods -->": implicit_rows,
+    "<!-- work precision -->": work_precision_rows,
     "<!-- adjoints -->": adjoint_rows,
     "<!-- frozen steps -->": frozen_rows,
     "<!-- stochastic methods -->": stochastic_rows,

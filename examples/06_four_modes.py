@@ -53,7 +53,7 @@ class Saturation(keras.layers.Layer):
 
     def call(self, x):
         problem = nde.ODEProblem(lambda t, z, c: -c * z**3, x, (0.0, 1.0), self.c)
-        return nde.solve(problem, rtol=1e-6, atol=1e-8, batch_ndims=len(x.shape)).y
+        return nde.solve(problem, "tsit5", rtol=1e-6, atol=1e-8, batch_ndims=len(x.shape)).y
 
 
 def activation(seed, steps):
@@ -81,7 +81,7 @@ class Oscillation(keras.layers.Layer):
 
         y0 = tf.ones_like(rates) * [1.0, 0.0]
         problem = nde.ODEProblem(field, y0, (0.0, 3.0), rates)
-        y = nde.solve(problem, saveat=self.TIMES, rtol=1e-5, atol=1e-6, batch_ndims=1).y
+        y = nde.solve(problem, "tsit5", saveat=self.TIMES, rtol=1e-5, atol=1e-6, batch_ndims=1).y
         return tf.transpose(y[..., 0])
 
 
@@ -143,7 +143,7 @@ def regulated(k, times=None):
         return tf.stack([v, -force, x**2 + force**2])
 
     problem = nde.ODEProblem(field, np.array([1.0, 0.0, 0.0]), (0.0, 20.0), k)
-    return nde.solve(problem, saveat=times, rtol=1e-9, atol=1e-9, throw=False).y
+    return nde.solve(problem, "tsit5", saveat=times, rtol=1e-9, atol=1e-9, throw=False).y
 
 
 def cost(max_iters=None):

@@ -45,7 +45,7 @@ def states(p, times=TIMES):
     """Position and velocity at `times`, `(n, starts, 2)`."""
     y0 = tf.tile(Y0[None], (p.shape[0], 1))
     problem = PROBLEM.remake(y0=y0, p=p, t_span=(0.0, times[-1]))
-    return nde.solve(problem, saveat=times, rtol=1e-7, atol=1e-7, throw=False).y
+    return nde.solve(problem, "tsit5", saveat=times, rtol=1e-7, atol=1e-7, throw=False).y
 
 
 def measured(starts, seed=0):
@@ -79,7 +79,14 @@ def shooting(data):
 
     def loss(p):
         return nde.multiple_shooting(
-            PROBLEM.remake(p=p), TIMES, data, 9, continuity=0.1, vectorized=True, rtol=1e-5
+            PROBLEM.remake(p=p),
+            TIMES,
+            data,
+            9,
+            continuity=0.1,
+            solver="tsit5",
+            vectorized=True,
+            rtol=1e-5,
         )
 
     return loss

@@ -145,7 +145,9 @@ def refine(coefficients, data):
     problem = hybrid(formula, data[0])
 
     def loss(p):
-        sol = nde.solve(problem.remake(p=kept * p), saveat=TIMES, rtol=1e-7, atol=1e-7, throw=False)
+        sol = nde.solve(
+            problem.remake(p=kept * p), "tsit5", saveat=TIMES, rtol=1e-7, atol=1e-7, throw=False
+        )
         return tf.reduce_sum((sol.y - data) ** 2)
 
     bfgs = nde.optimizers.BFGS(initial_step_norm=0.01)

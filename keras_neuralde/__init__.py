@@ -24,6 +24,7 @@ from keras_neuralde.layers import FiniteDifference as FiniteDifference
 from keras_neuralde.layers import Laplacian as Laplacian
 from keras_neuralde.layers import NeuralCDDE as NeuralCDDE
 from keras_neuralde.layers import NeuralDSDE as NeuralDSDE
+from keras_neuralde.layers import NeuralJumpSDE as NeuralJumpSDE
 from keras_neuralde.layers import NeuralODE as NeuralODE
 from keras_neuralde.layers import NeuralODEMM as NeuralODEMM
 from keras_neuralde.layers import NeuralSDE as NeuralSDE

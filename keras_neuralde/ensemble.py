@@ -11,7 +11,7 @@ from keras_neuralde.equations import TrajectorySeeds
 from keras_neuralde.events import as_events
 from keras_neuralde.execution import programs, tape_is_active
 from keras_neuralde.jumps import JumpProblem
-from keras_neuralde.problems import DDEProblem, ODEProblem, SDEProblem
+from keras_neuralde.problems import DDEProblem, ODEProblem, SDEProblem, SplitODEProblem
 from keras_neuralde.programs import function_key
 from keras_neuralde.solution import Solution, SolveError, Stats, describe
 from keras_neuralde.solve import progress_bar, solve
@@ -216,9 +216,10 @@ def solve_ensemble(
     >>> tuple(sol.y.shape), tuple(sol.summary().mean.shape)
     ((2, 100), (2,))
     """
-    if not isinstance(problem, (ODEProblem, SDEProblem, DDEProblem, JumpProblem)):
+    if not isinstance(problem, (ODEProblem, SplitODEProblem, SDEProblem, DDEProblem, JumpProblem)):
         raise TypeError(
-            "`problem` must be an ODEProblem, an SDEProblem, a DDEProblem or a JumpProblem. "
+            "`problem` must be an ODEProblem, a SplitODEProblem, an SDEProblem, a DDEProblem or a "
+            "JumpProblem. "
             f"Received: {problem!r}"
         )
     _check_count("trajectories", trajectories)
@@ -270,8 +271,9 @@ class _Work(NamedTuple):
         count = len(numbers)
         batch_size = min(self.batch_size, count)
         problem, vary, keywords = self.problem, self.vary, {**self.keywords, **more}
-        jumps = problem.jumps if isinstance(problem, JumpProblem) else None
-        if jumps is not None:
+        jumps = None
+        if isinstance(problem, JumpProblem):
+            jumps = problem.jumps
             problem, vary = problem.problem, _varying(vary, jumps)
         spread = _Spread(problem, vary, seed)
         if keywords.get("events"):
@@ -368,7 +370,7 @@ class _Spread:
         self._y_leaves = len(tf.nest.flatten(self._y0))
         self._functions = {
             name: rows.by_row(getattr(problem, name), _template(self._p), self._y_leaves)
-            for name in ("f", "g", "jacobian")
+            for name in ("f", "g", "jacobian", "f_explicit", "f_implicit")
             if callable(getattr(problem, name, None))
         }
         self._lags = sum(not callable(lag) for lag in getattr(problem, "lags", ()))

@@ -161,7 +161,7 @@ class Happening:
         """That of an event."""
         if isinstance(event, PresetTimeEvent):
             return cls(PRESET, event.affect, times=event.times)
-        common = {"terminal": bool(event.terminal), "max_events": int(event.max_events)}
+        common: dict = {"terminal": bool(event.terminal), "max_events": int(event.max_events)}
         if isinstance(event, ContinuousEvent):
             direction = int(event.direction)
             return cls(ROOT, event.affect, event.condition, direction=direction, **common)
@@ -173,14 +173,14 @@ class Happening:
         def reading(function):
             return None if function is None else lambda t, y, p: function(t, y[part], p)
 
-        def affect(t, y, p):
-            return (*y[:part], self.affect(t, y[part], p), *y[part + 1 :])
+        inner = self.affect
+        if inner is None:
+            return dataclasses.replace(self, condition=reading(self.condition))
 
-        return dataclasses.replace(
-            self,
-            affect=None if self.affect is None else affect,
-            condition=reading(self.condition),
-        )
+        def affect(t, y, p):
+            return (*y[:part], inner(t, y[part], p), *y[part + 1 :])
+
+        return dataclasses.replace(self, affect=affect, condition=reading(self.condition))
 
     def key(self, references):
         """What decides the channel in a program, hashable."""

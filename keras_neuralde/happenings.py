@@ -436,21 +436,29 @@ class Happenings:
         states = []
         for e, channel in enumerate(self.channels):
             states.append(y)
-            if channel.affect is None:
-                continue
-            now = fired[e] > 0
-            # Rows in which it does not happen take the place of one in which it does: an affect
-            # may have no derivative elsewhere.
-            rows = tf.range(tf.shape(t)[0])
-            row = tf.argmax(fired[e], output_type=tf.int32)
-            at = tf.where(now | ~tf.reduce_any(now), rows, row)
-            extra = []
-            if channel.uniforms:
-                # The first two numbers decide when, the others what.
-                extra = [self.uniforms(e, number, 2 + channel.uniforms, t.dtype)[:, 2:]]
-            changed = g.evaluate(channel.affect, tf.gather(t, at), tf.gather(y, at), *extra)
-            y = tf.where(now[:, None], g.pack(changed), y)
+            if channel.affect is not None:
+                now = fired[e] > 0
+                at = self._rows_of(now)
+                changed = self._changed(g, e, tf.gather(t, at), tf.gather(y, at), number)
+                y = tf.where(now[:, None], changed, y)
         return y, tf.stack(states)
+
+    def _changed(self, g, e, t, y, number):
+        """The states after the affect of channel `e`."""
+        channel, extra = self.channels[e], []
+        if channel.uniforms:
+            # The first two numbers decide when, the others what.
+            extra = [self.uniforms(e, number, 2 + channel.uniforms, t.dtype)[:, 2:]]
+        return g.pack(g.evaluate(channel.affect, t, y, *extra))
+
+    def _rows_of(self, now):
+        """For each row the row whose state an affect sees.
+
+        Rows in which it does not happen take the place of one in which it does: an affect may have
+        no derivative elsewhere.
+        """
+        row = tf.argmax(tf.cast(now, tf.int32), output_type=tf.int32)
+        return tf.where(now | ~tf.reduce_any(now), tf.range(tf.shape(now)[0]), row)
 
     # --- finding roots ------------------------------------------------------------------------
 
@@ -743,13 +751,29 @@ class Happenings:
         captures, variables = field.captures, list(field.variables)
         parameters = theta[: len(theta) - len(captures)]
         bound = field.bind(theta)
+        _, states = self.apply(bound, t, y, fired, number)
+        totals = [tf.zeros_like(x) for x in [*theta, *variables]]
+        for e in reversed(range(len(self.channels))):
+            if self.channels[e].affect is not None:
+                now = fired[e] > 0
+                at = self._rows_of(now)
+                here, before = tf.gather(t, at), tf.gather(states[e], at)
+                with tf.GradientTape(watch_accessed_variables=False) as tape:
+                    tape.watch([here, before, *theta, *captures, *variables])
+                    changed = self._changed(bound, e, here, before, number)
+                sources = [here, before, *parameters, *captures, *variables]
+                given = tf.where(now[:, None], y_bar, tf.zeros_like(y_bar))
+                own, state_bar, *bars = pull_back(tape, changed, sources, [given])
+                t_bar += tf.where(now, own, tf.zeros_like(own))
+                y_bar = tf.where(now[:, None], state_bar, y_bar)
+                # Where it happened nowhere, the affect may have no derivative anywhere.
+                any_now = tf.reduce_any(now)
+                bars = [tf.where(any_now, bar, tf.zeros_like(bar)) for bar in bars]
+                totals = [a + b for a, b in zip(totals, bars, strict=True)]
+            y_bar += before_bar[e]
+        y_stop_bar = y_bar
         t, y = tf.identity(t), tf.identity(y)
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch([t, y, *theta, *captures, *variables])
-            y1, states = self.apply(bound, t, y, fired, number)
         sources = [t, y, *parameters, *captures, *variables]
-        own, y_stop_bar, *totals = pull_back(tape, [y1, states], sources, [y_bar, before_bar])
-        t_bar = t_bar + own
         if slope is None:
             return t_bar, y_stop_bar, *totals
         moved = t_bar + tf.reduce_sum(y_stop_bar * slope, axis=1)

@@ -278,7 +278,7 @@ def _happening(jump, rate, number, clock):
         return lambda t, y, p: function(t, y[0], p) + tf.zeros_like(t)
 
     affect = marked if uniforms else after
-    common = {"uniforms": uniforms, "recorded": False}
+    common: dict = {"uniforms": uniforms, "recorded": False}
     if clock is not None:
         return Happening(
             ROOT, affect, lambda t, y, p: y[2][clock], direction=1, held=True, waits=True, **common

@@ -218,3 +218,11 @@ def test_work_precision_curves(tmp_path):
     for method, (loose, tight) in curves.items():
         assert tight["error"] < loose["error"] < 0.1, method
         assert loose["time"] > 0.0
+
+
+def test_the_time_for_an_error():
+    from docs import hooks
+
+    points = [{"error": 1e-3, "time": 1.0}, {"error": 1e-5, "time": 100.0}]
+    assert hooks.time_for(points, 1e-4) == pytest.approx(10.0)
+    assert hooks.time_for(points, 1e-6) is None and hooks.time_for([], 1e-4) is None

@@ -64,6 +64,30 @@ def test_the_delay_of_mackey_glass_data_is_found():
     np.testing.assert_allclose(np.exp(layer.log_lags.numpy()[0]), 14.0, rtol=0.01)
 
 
+@pytest.mark.slow
+def test_the_restitution_of_a_bouncing_ball():
+    """Computed independently: the stationary point next to 0.8, and the only solution."""
+    e, h = load("30_bouncing_ball").run()
+    np.testing.assert_allclose(e, [0.866554105, 0.988008392], atol=1e-6)
+    np.testing.assert_allclose(h, [19.3679028154539, 20.0], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_doses_are_learned():
+    """The data are computed independently, and a published test asks for less than 1."""
+    losses, _, data = load("31_dosing").run()
+    np.testing.assert_allclose(data.sum(0), [57.259597078373, 37.385272975696], rtol=1e-7)
+    assert losses[-1] < 1.0
+
+
+@pytest.mark.slow
+def test_a_rate_is_learned_from_times():
+    """The rate itself moves between 1 and 5."""
+    rate, _, times = load("33_jump_rate").run()
+    assert load("33_jump_rate").error(rate) < 0.4
+    assert abs(len(times) / 200 - 12.0) < 4.0 * np.sqrt(12.0 / 200) + 0.5
+
+
 def test_lotka_volterra_is_controlled():
     """The true minimum is 0; a published run ended at 2e-6."""
     result = load("02_lotka_volterra_control").run()

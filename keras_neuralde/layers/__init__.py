@@ -1,6 +1,7 @@
 """Keras layers whose outputs are solutions of differential equations."""
 
 from keras_neuralde.layers.neural_cdde import NeuralCDDE as NeuralCDDE
+from keras_neuralde.layers.neural_jump_sde import NeuralJumpSDE as NeuralJumpSDE
 from keras_neuralde.layers.neural_ode import NeuralODE as NeuralODE
 from keras_neuralde.layers.neural_ode_mm import NeuralODEMM as NeuralODEMM
 from keras_neuralde.layers.neural_sde import NeuralDSDE as NeuralDSDE

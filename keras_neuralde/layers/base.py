@@ -5,6 +5,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_neuralde import adjoints, controllers, solvers
+from keras_neuralde.events import as_events
+from keras_neuralde.layers import event_config
 from keras_neuralde.solve import SOLVE_KEYWORDS
 
 _FIXED_BY_LAYER = ("saveat", "batch_ndims", "dense")
@@ -28,6 +30,8 @@ class DifferentialEquationLayer(keras.layers.Layer):
         for name in _FIXED_BY_LAYER:
             if name in settings:
                 raise TypeError(f"`{name}` is set by the layer. Received: {settings[name]!r}")
+        if "events" in settings:
+            settings["events"] = list(as_events(event_config.deserialize(settings["events"])))
         keywords.setdefault("autocast", False)
         super().__init__(**keywords)
         self.t_span = _span(t_span)
@@ -105,6 +109,8 @@ class DifferentialEquationLayer(keras.layers.Layer):
         for name, kind in _OBJECTS.items():
             if name in settings and not isinstance(settings[name], str):
                 settings[name] = kind.serialize(kind.get(settings[name]))
+        if "events" in settings:
+            settings["events"] = event_config.serialize(settings["events"])
         settings = {name: _plain(value) for name, value in settings.items()}
         return {
             **config,

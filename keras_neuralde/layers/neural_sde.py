@@ -95,8 +95,16 @@ class StochasticLayer(DifferentialEquationLayer):
         )
         if training:
             t = tf.fill([tf.shape(start)[0]], tf.constant(self.t_span[0], start.dtype))
-            self._drift.advance_state(t, start)
-            self._diffusion.advance_state(t, start)
+            self._advance_state(t, start)
+        return self._outputs(solution, saveat, times)
+
+    def _advance_state(self, t, y):
+        """Updates what the inner models change in training, once a call."""
+        self._drift.advance_state(t, y)
+        self._diffusion.advance_state(t, y)
+
+    def _outputs(self, solution, saveat, times):
+        """What a call returns."""
         return tf.cast(self._arrange(solution.y, saveat, times), self.compute_dtype)
 
     def _problem(self, y0, t_span, training):

@@ -8,7 +8,12 @@ import tensorflow as tf
 
 from keras_neuralde.solvers import banded
 from keras_neuralde.solvers.factorization import UNROLLED, factor
-from keras_neuralde.solvers.krylov import KrylovJacobian, KrylovMatrix
+from keras_neuralde.solvers.krylov import (
+    GivenMatrix,
+    GivenSolution,
+    KrylovJacobian,
+    KrylovMatrix,
+)
 from keras_neuralde.sparsity import BandedJacobian
 
 #: From this many components on GMRES is the default.
@@ -22,7 +27,8 @@ class LinearSolver:
     Args:
         kind: `"dense"` eliminates; `"krylov"` iterates with products of the Jacobian and a vector
             (GMRES), for thousands of components; `"auto"` iterates from 400 components on, unless
-            the problem has a `jacobian` or a `jac_sparsity`.
+            the problem has a `jacobian` or a `jac_sparsity`; `"given"` takes what `preconditioner`
+            returns for the solution, which it must be then: a Fourier transform, say.
         size: how many directions GMRES keeps before it restarts.
         restarts: the most cycles of GMRES.
         preconditioner: `preconditioner(t, y, s, b)` → x, about the solution of x - s J x = b (of
@@ -42,9 +48,14 @@ class LinearSolver:
                 "`preconditioner` must be a function preconditioner(t, y, s, b). "
                 f"Received: {self.preconditioner!r}"
             )
-        if self.kind not in ("auto", "dense", "krylov"):
+        if self.kind not in ("auto", "dense", "krylov", "given"):
             raise ValueError(
-                f"`linear_solver` must be 'auto', 'dense' or 'krylov'. Received: {self.kind!r}"
+                "`linear_solver` must be 'auto', 'dense', 'krylov' or 'given'. "
+                f"Received: {self.kind!r}"
+            )
+        if self.kind == "given" and self.preconditioner is None:
+            raise ValueError(
+                "linear_solver='given' needs a `preconditioner` that solves exactly. Received: None"
             )
         for name in ("size", "restarts"):
             value = getattr(self, name)
@@ -60,28 +71,35 @@ class LinearSolver:
 
     def serialize(self):
         """The name where it says everything, else a config."""
-        return self.kind if self == LinearSolver(self.kind) else dataclasses.asdict(self)
+        plain = self.kind != "given" and self == LinearSolver(self.kind)
+        return self.kind if plain else dataclasses.asdict(self)
 
     def linearise(self, g, t, y):
         """The Jacobian, or what stands for it, and the time derivative of the field."""
         if not self.iterates(g):
             return g.linearise(t, y)
+        if self.kind == "given" and self.preconditioner is not None:
+            return GivenSolution(t, y, self.preconditioner), g.rate(t, y)
         at = KrylovJacobian(t, y, self.size, self.restarts, self.preconditioner)
         return at, g.rate(t, y)
 
     def iterates(self, g):
-        """Whether GMRES is what solves."""
+        """Whether there is no matrix: GMRES or the user solves."""
         given = g.implicit.jacobian is not None or g.implicit.sparsity is not None
-        if self.kind == "krylov" and given:
+        if self.kind in ("krylov", "given") and given:
             raise ValueError(
-                "linear_solver='krylov' takes products with the field itself: leave out `jacobian` "
-                "and `jac_sparsity`."
+                f"linear_solver={self.kind!r} takes products with the field itself: leave out "
+                "`jacobian` and `jac_sparsity`."
             )
-        return self.kind == "krylov" or (self.kind == "auto" and not given and g.size >= LARGE)
+        if self.kind in ("krylov", "given"):
+            return True
+        return self.kind == "auto" and not given and g.size >= LARGE
 
 
 def iteration_matrix(g, jacobian, scale):
     """W = M - s J for what `LinearSolver.linearise` returned."""
+    if isinstance(jacobian, GivenSolution):
+        return GivenMatrix(g, jacobian, scale)
     if isinstance(jacobian, KrylovJacobian):
         return KrylovMatrix(g, jacobian, scale, times_mass)
     return IterationMatrix(g, jacobian, scale)
@@ -147,7 +165,7 @@ def times_mass(g, x, transpose=False):
 
 def jacobian_times(g, jacobian, x):
     """J x for every trajectory; `(rows, width)`."""
-    if isinstance(jacobian, KrylovJacobian):
+    if isinstance(jacobian, (KrylovJacobian, GivenSolution)):
         return g.push(jacobian.t, jacobian.y, x)
     z = g.split(x)
     if isinstance(jacobian, BandedJacobian):
@@ -164,7 +182,7 @@ def largest_row_sum(g, jacobian):
 
     Where no matrix is made, four turns of the power method stand for it.
     """
-    if isinstance(jacobian, KrylovJacobian):
+    if isinstance(jacobian, (KrylovJacobian, GivenSolution)):
         width = jacobian.y.shape[-1]
         seeded = np.random.default_rng(0).normal(size=width)
         x, size = tf.zeros_like(jacobian.y) + tf.constant(seeded, jacobian.y.dtype), 0.0

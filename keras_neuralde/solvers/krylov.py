@@ -82,19 +82,68 @@ class KrylovMatrix:
         return self._precondition_transposed(z)
 
     def _precondition(self, x):
-        at = self._at
-        if at.preconditioner is None:
+        if self._at.preconditioner is None:
             return x
-        return self._g.precondition(at.preconditioner, at.t, at.y, self._scale[:, 0], x)
+        return _nearly_solved(self._g, self._at, self._scale, x)
 
     def _precondition_transposed(self, x):
         if self._at.preconditioner is None:
             return x
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            source = tf.zeros_like(x)
-            tape.watch(source)
-            out = self._precondition(source)
-        return tf.convert_to_tensor(tape.gradient(out, source, output_gradients=x))
+        return _nearly_solved_transposed(self._g, self._at, self._scale, x)
+
+
+class GivenSolution(NamedTuple):
+    """The point of linearisation, and the user's function that solves there.
+
+    Attributes:
+        t: `(rows,)`.
+        y: `(rows, width)`.
+        preconditioner: as in `LinearSolver`; exact.
+    """
+
+    t: tf.Tensor
+    y: tf.Tensor
+    preconditioner: Callable
+
+
+class GivenMatrix:
+    """W = M - s J that the user knows how to solve with.
+
+    Args:
+        g: the bound field.
+        jacobian: a `GivenSolution`.
+        scale: s, `(rows, 1)`.
+    """
+
+    def __init__(self, g, jacobian, scale):
+        self._arguments = g, jacobian, scale
+        self.regular = tf.ones_like(jacobian.t, tf.bool)
+
+    def solve(self, b):
+        """x with W x = b; `(rows, width)`."""
+        return _nearly_solved(*self._arguments, b)
+
+    def solve_checked(self, b):
+        """The same, and `(rows,)` booleans: True."""
+        return self.solve(b), self.regular
+
+    def solve_transposed(self, b):
+        """x with Wᵀ x = b; `(rows, width)`."""
+        return _nearly_solved_transposed(*self._arguments, b)
+
+
+def _nearly_solved(g, at, scale, b):
+    """What the user's function makes of b."""
+    return g.precondition(at.preconditioner, at.t, at.y, scale[:, 0], b)
+
+
+def _nearly_solved_transposed(g, at, scale, b):
+    """The transpose of a linear function is its vector-Jacobian product."""
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        source = tf.zeros_like(b)
+        tape.watch(source)
+        out = _nearly_solved(g, at, scale, source)
+    return tf.convert_to_tensor(tape.gradient(out, source, output_gradients=b))
 
 
 def gmres(apply, b, limit, size, restarts):

@@ -140,6 +140,14 @@ class TestBatchesAndModes:
         joint = self.solve(self.Y0, step_control="joint")
         np.testing.assert_allclose(joint.y, together.y, atol=2e-5)
 
+    def test_ensembles(self):
+        def vary(problem, i, seed):
+            return problem.remake(p=10.0 ** tf.cast(i + 1, tf.float64))
+
+        problem = nde.SplitODEProblem(turn, spring, np.array([1.5]), (0.0, 3.0), 1.0)
+        sol = nde.solve_ensemble(problem, 4, vary=vary, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(sol.y[:, 0], 4 * [np.cos(3.0)], atol=1e-4)
+
     def test_same_numbers_in_every_mode(self):
         eager = self.solve(self.Y0).y
         specs = [tf.TensorSpec((None, 2), tf.float64)]
@@ -177,11 +185,9 @@ class TestRefusals:
         with pytest.raises(ValueError, match="is for a SplitODEProblem"):
             nde.solve(problem, nde.solvers.ImplicitExplicit())
 
-    def test_other_adjoints_and_ensembles(self):
+    def test_other_adjoints(self):
         with pytest.raises(ValueError, match="discrete gradient only"):
             nde.solve(self.PROBLEM, adjoint="backsolve")
-        with pytest.raises(TypeError, match="must be an ODEProblem"):
-            nde.solve_ensemble(self.PROBLEM, 3)
 
     def test_what_is_no_function_or_returns_another_shape(self):
         with pytest.raises(TypeError, match="`f_implicit` must be a function"):

@@ -111,7 +111,30 @@ def test_the_gradient_through_a_preconditioner():
     np.testing.assert_allclose(gradients[1], gradients[0], rtol=1e-5)
 
 
+def test_a_solution_that_is_given():
+    """A linear ring, whose systems the eigenvectors solve exactly: states and gradient."""
+
+    def heat(t, y, p):
+        return p * (tf.roll(y, 1, -1) - 2.0 * y + tf.roll(y, -1, -1))
+
+    found = []
+    given = nde.solvers.LinearSolver("given", preconditioner=spectral(500.0))
+    for linear in ("dense", given):
+        y0, p = tf.constant(ring_state(2, 30)), tf.constant(500.0, tf.float64)
+        solver = nde.solvers.DiagonallyImplicit("trbdf2", linear_solver=linear)
+        with tf.GradientTape() as tape:
+            tape.watch([y0, p])
+            problem = nde.ODEProblem(heat, y0, (0.0, 0.01), p)
+            y = nde.solve(problem, solver, batch_ndims=1, rtol=1e-6, atol=1e-6).y
+            loss = tf.reduce_sum(tf.sin(y))
+        found.append([y, *tape.gradient(loss, [y0, p])])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9)
+
+
 def test_preconditioners_of_a_wrong_kind():
+    with pytest.raises(ValueError, match="needs a `preconditioner`"):
+        nde.solvers.LinearSolver("given")
     with pytest.raises(TypeError, match="`preconditioner` must be a function"):
         nde.solvers.LinearSolver("krylov", preconditioner=3.0)
     with pytest.raises(ValueError, match="must return the structure of `y`"):
@@ -136,7 +159,7 @@ def test_a_thousand_states_go_through_gmres_by_default():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="'auto', 'dense' or 'krylov'"):
+    with pytest.raises(ValueError, match="'auto', 'dense', 'krylov' or 'given'"):
         nde.solvers.Rosenbrock(linear_solver="lu")
     with pytest.raises(ValueError, match="`size` must be a positive integer"):
         nde.solvers.LinearSolver("krylov", size=0)
