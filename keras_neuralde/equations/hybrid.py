@@ -83,7 +83,7 @@ class HybridEquation(Equation):
         if getattr(self.problem, "mass_matrix", None) is not None:
             raise ValueError(
                 "events and jumps are not for problems with a mass matrix: an affect may break "
-                "their algebraic equations. Write the problem without one."
+                "their algebraic equations. Write the problem without `mass_matrix`."
             )
 
     def inputs(self, settings, layout, inputs, seed):
