@@ -74,6 +74,18 @@ def frozen_rows():
         yield ""
 
 
+def serving_rows():
+    """What a request costs a server; nothing where it was not measured."""
+    path = _RESULTS / "serving.json"
+    if not path.exists():
+        return
+    record = json.loads(path.read_text())
+    yield "| rows of a request | plain | compiled |"
+    yield "|---|---|---|"
+    for row in record["rows"]:
+        yield f"| {row['batch']} | {row['plain'] / 1e3:.3g} ms | {row['xla'] / 1e3:.3g} ms |"
+
+
 def scaling_rows():
     """How memory, work and steps grow; nothing where they were not measured."""
     path = _RESULTS / "scaling.json"
@@ -222,4 +234,5 @@ _TABLES = {
     "<!-- delay benchmark -->": delay_rows,
     "<!-- stochastic benchmark -->": noise_rows,
     "<!-- scaling -->": scaling_rows,
+    "<!-- serving -->": serving_rows,
 }

@@ -82,7 +82,7 @@ def test_doses_are_learned():
 
 @pytest.mark.slow
 def test_a_rate_is_learned_from_times():
-    """The rate itself moves between 1 and 5."""
+    """The rate itself moves between 1.3 and 4.9."""
     rate, _, times = load("33_jump_rate").run()
     assert load("33_jump_rate").error(rate) < 0.4
     assert abs(len(times) / 200 - 12.0) < 4.0 * np.sqrt(12.0 / 200) + 0.5
