@@ -9,6 +9,7 @@ PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3 pyth
 	done)
 WORKERS ?= 2
 PYTEST_ARGS ?=
+PYTHONS ?= python3.11 python3.12 python3.13
 
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.ready-
@@ -18,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-fast lint format docs gallery notebooks dist bench clean
+.PHONY: help demo test test-fast lint format docs gallery notebooks dist bench clean compat
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -55,6 +56,9 @@ dist: $(STAMP)dist $(STAMP)test  ## build sdist and wheel, check them, and try e
 	$(PY) -m build --quiet
 	$(PY) -m twine check --strict dist/*
 	$(PY) -m tests.fresh_install dist/*.whl dist/*.tar.gz
+
+compat: $(PY)  ## install and use the package in fresh environments of other Pythons
+	$(PY) -m tests.compatibility $(PYTHONS)
 
 bench: $(STAMP)bench  ## measure beside other packages; results go to benchmarks/results/
 	$(PY) -m benchmarks.run

@@ -9,12 +9,13 @@ import tensorflow as tf
 from keras_neuralde import rows, values
 from keras_neuralde.equations import TrajectorySeeds
 from keras_neuralde.events import as_events
-from keras_neuralde.execution import programs
+from keras_neuralde.execution import programs, tape_is_active
 from keras_neuralde.jumps import JumpProblem
 from keras_neuralde.problems import DDEProblem, ODEProblem, SDEProblem, SplitODEProblem
 from keras_neuralde.programs import function_key
-from keras_neuralde.solution import Solution, Stats
+from keras_neuralde.solution import Solution, SolveError, Stats, describe
 from keras_neuralde.solve import progress_bar, solve
+from keras_neuralde.spreading import Replicas
 
 _BATCH_SIZE = 16_384
 # The same of a delay equation, which keeps all its steps.
@@ -167,6 +168,7 @@ def solve_ensemble(
     vary=None,
     seed=None,
     batch_size=None,
+    strategy=None,
     progress=False,
     **keywords,
 ):
@@ -189,6 +191,10 @@ def solve_ensemble(
             alone, so that chunks do not change results.
         batch_size: trajectories solved at once, default 16,384, and 256 of a delay equation, which
             keeps all steps; it bounds the memory of a solve.
+        strategy: a `tf.distribute.MirroredStrategy` or `MultiWorkerMirroredStrategy` whose devices
+            share the work; every worker calls this function with the same arguments and gets the
+            whole solution. A trajectory does not depend on how many devices there are. Without
+            gradients, and not inside a `tf.function`.
         progress: draw a bar over the chunks, or over the time span of a single one, where a
             terminal can show it.
         **keywords: those of `solve`, but for `batch_ndims`.
@@ -242,31 +248,85 @@ def solve_ensemble(
             f"Received shape: {shape}"
         )
     timed = len(shape) == 1
-    batch_size = min(batch_size, trajectories)
-    seed = int(np.random.default_rng().integers(2**31)) if seed is None else seed
-    jumps = None
-    if isinstance(problem, JumpProblem):
-        jumps = problem.jumps
-        problem, vary = problem.problem, _varying(vary, jumps)
-    spread = _Spread(problem, vary, seed)
-    if keywords.get("events"):
-        keywords["events"] = [spread.batched(event) for event in as_events(keywords["events"])]
-    chunks = []
-    several = batch_size < trajectories
-    report = progress_bar() if progress and several else lambda done: None
-    keywords["progress"] = progress and not several
-    for start in range(0, trajectories, batch_size):
-        # The last chunk repeats its last trajectory: one shape, one program.
-        indices = tf.minimum(tf.range(start, start + batch_size), trajectories - 1)
-        random = jumps is not None or isinstance(problem, SDEProblem)
-        noise = TrajectorySeeds(seed, indices) if random else None
-        batch = spread(indices)
-        if jumps is not None:
-            batch = JumpProblem(batch, [spread.batched(jump) for jump in jumps])
-        sol = solve(batch, solver, batch_ndims=1, seed=noise, **keywords)
-        chunks.append(_cut(sol, min(batch_size, trajectories - start), timed))
-        report(min(1.0, (start + batch_size) / trajectories))
-    return _join(chunks, timed)
+    fresh = int(np.random.default_rng().integers(2**31)) if seed is None else seed
+    work = _Work(problem, trajectories, solver, vary, batch_size, timed, keywords)
+    if strategy is not None:
+        return _on_replicas(strategy, work, fresh)
+    return work.solve(range(trajectories), fresh, progress)
+
+
+class _Work(NamedTuple):
+    """An ensemble to be solved, with the arguments of `solve_ensemble`."""
+
+    problem: Any
+    trajectories: int
+    solver: Any
+    vary: Any
+    batch_size: int
+    timed: bool
+    keywords: dict
+
+    def solve(self, numbers, seed, progress=False, **more):
+        """The trajectories of a range of numbers; beyond the last number it is repeated."""
+        count = len(numbers)
+        batch_size = min(self.batch_size, count)
+        problem, vary, keywords = self.problem, self.vary, {**self.keywords, **more}
+        jumps = None
+        if isinstance(problem, JumpProblem):
+            jumps = problem.jumps
+            problem, vary = problem.problem, _varying(vary, jumps)
+        spread = _Spread(problem, vary, seed)
+        if keywords.get("events"):
+            keywords["events"] = [spread.batched(event) for event in as_events(keywords["events"])]
+        chunks = []
+        several = batch_size < count
+        report = progress_bar() if progress and several else lambda done: None
+        keywords["progress"] = progress and not several
+        for start in range(0, count, batch_size):
+            # The last chunk repeats its last trajectory: one shape, one program.
+            first = numbers.start + start
+            indices = tf.minimum(tf.range(first, first + batch_size), self.trajectories - 1)
+            random = jumps is not None or isinstance(problem, SDEProblem)
+            noise = TrajectorySeeds(seed, indices) if random else None
+            batch = spread(indices)
+            if jumps is not None:
+                batch = JumpProblem(batch, [spread.batched(jump) for jump in jumps])
+            sol = solve(batch, self.solver, batch_ndims=1, seed=noise, **keywords)
+            chunks.append(_cut(sol, min(batch_size, count - start), self.timed))
+            report(min(1.0, (start + batch_size) / count))
+        return _join(chunks, self.timed)
+
+
+def _on_replicas(strategy, work, seed):
+    """An ensemble whose trajectories are shared out to the replicas of a strategy."""
+    if not isinstance(strategy, tf.distribute.Strategy):
+        raise TypeError(f"`strategy` must be a tf.distribute.Strategy. Received: {strategy!r}")
+    if not tf.executing_eagerly() or tape_is_active():
+        raise ValueError(
+            "solve_ensemble(..., strategy=...) computes no gradients and starts the work itself: "
+            "call it outside of tf.function and of tf.GradientTape. "
+            f"Received: strategy={strategy!r}"
+        )
+    replicas = Replicas(strategy)
+    # Workers that were given no seed take that of the first.
+    seeds = replicas.run(lambda number: tf.constant([seed], tf.int64))
+    seed = int(replicas.gather(seeds, 0)[0])
+    share = -(-work.trajectories // replicas.count)
+
+    def compute(number):
+        # A worker that raised alone would leave the others waiting for its share.
+        return work.solve(range(number * share, (number + 1) * share), seed, throw=False)
+
+    solution = _join(replicas.run(compute), work.timed, replicas.gather)
+    solution = _cut(solution, work.trajectories, work.timed)
+    codes = solution.status.numpy()
+    if work.keywords.get("throw", True) and codes.any():
+        raise SolveError(
+            f"the solve failed: {'; '.join(describe(codes))}. Trajectory "
+            f"{int(np.flatnonzero(codes)[0])} is the first of them. Pass throw=False to get the "
+            "solution with its status instead."
+        )
+    return solution
 
 
 def _varying(vary, jumps):
@@ -284,6 +344,24 @@ def _varying(vary, jumps):
         return made.problem
 
     return inner
+
+
+def _varying_in_time(function, place):
+    """The function, reading its argument number `place`, the time.
+
+    What reads nothing of a trajectory cannot be mapped over trajectories.
+    """
+
+    def varying(*arguments):
+        zero = 0.0 * arguments[place]
+
+        def touched(leaf):
+            leaf = tf.convert_to_tensor(leaf, dtype_hint=zero.dtype)
+            return leaf + zero if leaf.dtype == zero.dtype else leaf
+
+        return tf.nest.map_structure(touched, function(*arguments))
+
+    return varying
 
 
 def _shape(saveat):
@@ -353,7 +431,8 @@ class _Spread:
             function = getattr(record, field.name)
             if callable(function):
                 place = 3 if field.name == "mark_sampler" else 2
-                functions[field.name] = rows.by_row(function, template, first, place)
+                varying = _varying_in_time(function, place - 2)
+                functions[field.name] = rows.by_row(varying, template, first, place)
         return dataclasses.replace(record, **functions)
 
     def _leaves(self, y0, p, problem):
@@ -492,13 +571,17 @@ def _map_stats(function, *stats):
     return Stats(*(function(*(getattr(one, name) for one in stats)) for name in names))
 
 
-def _join(chunks, timed):
+def _concat(parts, axis):
+    return tf.concat(parts, axis) if len(parts) > 1 else parts[0]
+
+
+def _join(chunks, timed, concat=_concat):
     """One `EnsembleSolution` from the chunks."""
     first = chunks[0]
     own_times = not timed and first.t.shape.rank == 1
 
     def glue(axis):
-        return lambda *parts: tf.concat(parts, axis) if len(parts) > 1 else parts[0]
+        return lambda *parts: concat(parts, axis)
 
     return EnsembleSolution(
         t=glue(0)(*(sol.t for sol in chunks)) if own_times else first.t,

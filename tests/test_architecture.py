@@ -29,6 +29,7 @@ FLOORS = (
     ("adjoints",),
     ("settings", "equations", "arguments", "execution"),
     ("solve",),
+    ("spreading",),
     ("ensemble", "long_series", "environment", "initial_state", "tfp"),
     ("optimizers", "layers", "callbacks"),
     ("minimize_result", "minimize", "distributed", "training", "warmup", "export"),

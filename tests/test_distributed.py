@@ -90,3 +90,35 @@ def test_asynchronous_strategies_are_refused():
     with pytest.raises(ValueError, match="under MirroredStrategy"):
         model.make_train_function()
     assert tf.distribute.get_strategy().num_replicas_in_sync == 1
+
+
+def test_an_ensemble_does_not_depend_on_the_number_of_devices(tmp_path):
+    one, two = tmp_path / "one.npz", tmp_path / "two.npz"
+    workers = [tmp_path / f"{worker}.npz" for worker in range(2)]
+    module = "tests.distribution.ensemble"
+    for commands, environment in (
+        ([["one", one]], [{}]),
+        ([["mirrored", two]], [{}]),
+        ([["worker", file] for file in workers], processes.cluster(2)),
+    ):
+        codes, said = processes.run(module, commands, SECONDS, environment)
+        assert codes == [0] * len(commands), said
+    expected = np.load(one)
+    assert expected["y"].shape == (2, 7, 2)
+    for found in map(np.load, (two, *workers)):
+        assert "the solve failed" in str(found["said"])
+        for key in ("y", "t", "steps", "status"):
+            np.testing.assert_allclose(found[key], expected[key], rtol=1e-12, err_msg=key)
+    # Workers without a seed agree on one.
+    first, second = (np.load(file)["fresh"] for file in workers)
+    np.testing.assert_array_equal(first, second)
+    assert not np.allclose(first, np.load(two)["fresh"])
+
+
+def test_refusals_of_spread_ensembles():
+    problem = nde.ODEProblem(lambda t, y, p: -y, tf.constant(1.0), (0.0, 1.0))
+    strategy = tf.distribute.get_strategy()
+    with pytest.raises(TypeError, match="`strategy` must be"):
+        nde.solve_ensemble(problem, 2, strategy="mirrored")
+    with tf.GradientTape(), pytest.raises(ValueError, match="no gradients"):
+        nde.solve_ensemble(problem, 2, strategy=strategy)
