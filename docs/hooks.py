@@ -169,6 +169,24 @@ def implicit_rows():
         yield "| " + " | ".join(map(str, cells)) + " |"
 
 
+def delay_rows():
+    """Times of delay equations; nothing where they were not measured."""
+    path = _RESULTS / "delay.json"
+    if not path.exists():
+        return
+    record = json.loads(path.read_text())
+    names = {"keras_neuralde": "`tsit5` here", "jitcdde": "JiTCDDE"}
+    yield "| | tool | compile | solve | largest error at t = 500 |"
+    yield "|---|---|---|---|---|"
+    for case in record["cases"].values():
+        for name, row in case["tools"].items():
+            cells = [case["title"], names[name], f"{row['compile']:.2g} s"]
+            cells += [f"{1e3 * row['call']:.3g} ms", f"{row['error']:.0e}"]
+            yield "| " + " | ".join(cells) + " |"
+    yield ""
+    yield f"{record['machine']}. Made by `python -m benchmarks.delay`."
+
+
 def stochastic_rows():
     """The rows of the methods for stochastic equations."""
     yield "| Name | Strong order | Additive noise | Weak | Integral | Noise | Steps | Source |"
@@ -194,6 +212,7 @@ _TABLES = {
     "<!-- adjoints -->": adjoint_rows,
     "<!-- frozen steps -->": frozen_rows,
     "<!-- stochastic methods -->": stochastic_rows,
+    "<!-- delay benchmark -->": delay_rows,
     "<!-- scaling -->": scaling_rows,
     "<!-- serving -->": serving_rows,
 }

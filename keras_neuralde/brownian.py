@@ -17,6 +17,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+# Trajectories from which on a loop for their draws pays.
+_MANY = 16
 # Halvings of a cell. Below that the path is drawn from its exact law, given the small interval's
 # increment and area, with one pair of normals for the whole interval.
 _DEPTH = 24
@@ -77,7 +79,7 @@ class BrownianPath:
             w, area = self._between(t, t_next)
         else:
             h = tf.abs(t_next - t)
-            z = self._normals(self._cell_of(t, t_next)[0], tf.ones_like(h, tf.uint32), t.dtype)
+            z = self._apart(self._cell_of(t, t_next)[0], tf.ones_like(h, tf.uint32), t.dtype)
             sign = tf.where(t_next < t, -tf.ones_like(h), tf.ones_like(h))
             w, area = sign * tf.sqrt(h) * z[0], tf.sqrt(h / 12.0) * z[1]
         w, area = tf.stop_gradient(tf.transpose(w)), tf.stop_gradient(tf.transpose(area))
@@ -113,6 +115,24 @@ class BrownianPath:
         begin = tf.where(backwards, high - far, low + near)
         number = tf.where(backwards, count - 1.0 - step, step)
         return tf.cast(tf.cast(number, tf.int64), tf.uint32), begin, far - near
+
+    def _apart(self, cell, node, dtype):
+        """`_normals` out of reach of what uses them.
+
+        XLA would draw them inside of every computation that does, again and again and element by
+        element in the order of its layout. A loop of one turn, which the compiler cannot know to be
+        one, makes them once; for a few trajectories it costs more than it saves.
+        """
+        rows = cell.shape[0] or tf.shape(cell)[0]
+        if cell.shape[0] is not None and rows < _MANY:
+            return self._normals(cell, node, dtype)
+        empty = tf.zeros((self._component.shape[0], rows), dtype)
+
+        def turn(*_):
+            return tf.constant(False), *self._normals(cell, node, dtype)
+
+        once = ~tf.reduce_all(tf.math.is_nan(self._start))
+        return tf.while_loop(lambda more, *_: more, turn, (once, empty, empty))[1:]
 
     def _normals(self, cell, node, dtype):
         """Two independent normal numbers for each component and trajectory."""

@@ -346,6 +346,24 @@ def _varying(vary, jumps):
     return inner
 
 
+def _varying_in_time(function, place):
+    """The function, reading its argument number `place`, the time.
+
+    What reads nothing of a trajectory cannot be mapped over trajectories.
+    """
+
+    def varying(*arguments):
+        zero = 0.0 * arguments[place]
+
+        def touched(leaf):
+            leaf = tf.convert_to_tensor(leaf, dtype_hint=zero.dtype)
+            return leaf + zero if leaf.dtype == zero.dtype else leaf
+
+        return tf.nest.map_structure(touched, function(*arguments))
+
+    return varying
+
+
 def _shape(saveat):
     """The shape of what a user gives as save times; `()` for none."""
     if saveat is None:
@@ -413,7 +431,8 @@ class _Spread:
             function = getattr(record, field.name)
             if callable(function):
                 place = 3 if field.name == "mark_sampler" else 2
-                functions[field.name] = rows.by_row(function, template, first, place)
+                varying = _varying_in_time(function, place - 2)
+                functions[field.name] = rows.by_row(varying, template, first, place)
         return dataclasses.replace(record, **functions)
 
     def _leaves(self, y0, p, problem):

@@ -82,7 +82,7 @@ def test_doses_are_learned():
 
 @pytest.mark.slow
 def test_a_rate_is_learned_from_times():
-    """The rate itself moves between 1 and 5."""
+    """The rate itself moves between 1.3 and 4.9."""
     rate, _, times = load("33_jump_rate").run()
     assert load("33_jump_rate").error(rate) < 0.4
     assert abs(len(times) / 200 - 12.0) < 4.0 * np.sqrt(12.0 / 200) + 0.5
@@ -272,7 +272,7 @@ def test_moments_lead_to_the_parameters():
     fewer = {"steps": 50, "count": 300, "iterations": 4, "last_count": 4000}
     for seed in (0, 1):
         found = example.run(example.truth(seed=2024 + seed), seed=seed, **fewer)
-        assert example.distance(found.minimizer) < 0.015
+        assert example.distance(found.minimizer) < 0.02
 
 
 @pytest.mark.slow
@@ -289,6 +289,14 @@ def test_the_neural_sde_learns_the_moments():
     example = load("13_neural_sde")
     _, _, before, after, data = example.run()
     assert example.loss(after, data) < 0.1 * example.loss(before, data)
+
+
+@pytest.mark.slow
+def test_the_delay_of_the_lynx_is_found():
+    """The least squares that SciPy finds with a solver of its own: 1.84018 at τ = 2.3378."""
+    result = load("25_lynx_delay").run()
+    assert abs(result.minimum - 1.84018) < 1e-3
+    np.testing.assert_allclose(np.exp(result.minimizer[:3]), [0.7029, 2.3378, 19.467], rtol=5e-3)
 
 
 def test_fisher_kpp_data():
