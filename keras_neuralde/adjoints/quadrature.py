@@ -45,7 +45,9 @@ class Quadrature(Interpolating):
 
         def add(turn, totals):
             record = tf.nest.map_structure(lambda buffer: tf.gather(buffer, turn), ring)
-            return turn + 1, tf.nest.map_structure(tf.add, totals, sweep.integral(*record))
+            return turn + 1, tf.nest.map_structure(
+                tf.add, totals, sweep.integral(record.times, record.y, record.dense)
+            )
 
         held = tf.minimum(count, max_record)
         loop = (tf.constant(0), sweep.zeros())
