@@ -170,21 +170,40 @@ def implicit_rows():
 
 
 def delay_rows():
-    """Times of delay equations; nothing where they were not measured."""
-    path = _RESULTS / "delay.json"
+    """Times of delay equations."""
+    names = {"keras_neuralde": "`tsit5` here", "jitcdde": "JiTCDDE"}
+    return _times("delay", names)
+
+
+def noise_rows():
+    """Times of stochastic equations."""
+    names = {
+        "keras_neuralde": "here",
+        "scan": "a plain compiled loop, noise drawn before",
+        "diffrax": "diffrax, `VirtualBrownianTree`",
+        "diffrax_unsafe": "diffrax, `UnsafeBrownianPath`",
+        "torchsde": "torchsde",
+    }
+    return _times("stochastic", names)
+
+
+def _times(name, names):
+    """The table of one benchmark's record; how to make it where there is none."""
+    path = _RESULTS / f"{name}.json"
     if not path.exists():
+        yield f"Measured by `python -m benchmarks.{name}`."
         return
     record = json.loads(path.read_text())
-    names = {"keras_neuralde": "`tsit5` here", "jitcdde": "JiTCDDE"}
-    yield "| | tool | compile | solve | largest error at t = 500 |"
+    yield "| | tool | compile | call | largest error |"
     yield "|---|---|---|---|---|"
     for case in record["cases"].values():
-        for name, row in case["tools"].items():
-            cells = [case["title"], names[name], f"{row['compile']:.2g} s"]
-            cells += [f"{1e3 * row['call']:.3g} ms", f"{row['error']:.0e}"]
+        for tool, row in case["tools"].items():
+            cells = [case["title"], names[tool], f"{row['compile']:.2g} s"]
+            cells.append(f"{1e3 * row['call']:.3g} ms")
+            cells.append(f"{row['error']:.0e}" if "error" in row else "")
             yield "| " + " | ".join(cells) + " |"
     yield ""
-    yield f"{record['machine']}. Made by `python -m benchmarks.delay`."
+    yield f"{record['machine']}. Made by `python -m benchmarks.{name}`."
 
 
 def stochastic_rows():
@@ -213,6 +232,7 @@ _TABLES = {
     "<!-- frozen steps -->": frozen_rows,
     "<!-- stochastic methods -->": stochastic_rows,
     "<!-- delay benchmark -->": delay_rows,
+    "<!-- stochastic benchmark -->": noise_rows,
     "<!-- scaling -->": scaling_rows,
     "<!-- serving -->": serving_rows,
 }

@@ -4,8 +4,12 @@ The cubic spiral u1' = -0.1 u1³ - 2 u2³, u2' = 2 u1³ - 0.1 u2³ with the nois
 through the means and variances of 10,000 paths at 30 times on (0, 1). A `NeuralDSDE` has a network
 2-50-2 of u³ as drift and a linear layer as diffusion. ADAM(0.025) minimizes the squared distances
 of means and variances over fresh paths: 100 steps with 10 paths, then 100 steps with 100, and
-`--more` of them on request: 200 steps are not the end of it. The loss before and after is measured
-on 2,000 fixed paths that training never saw.
+`--more` of them on request. The loss before and after is measured on 2,000 fixed paths that
+training never saw.
+
+Gradients are clipped to a norm of 10. The first ones, of an untrained and loud diffusion, are far
+larger, and ADAM's average of squares remembers them for longer than 200 steps: without clipping the
+same steps end at a loss of 23 instead of 0.8.
 
     python examples/13_neural_sde.py [--seed 0] [--more 400] [--output demo_output] [--smoke]
 """
@@ -74,7 +78,7 @@ def run(seed=0, stages=((10, 100), (100, 100)), held_out=2000):
     models = build(seed)
     validation = layer(models, held_out, seed=10_000)
     before = validation(Y0).numpy()
-    optimizer = keras.optimizers.Adam(0.025)
+    optimizer = keras.optimizers.Adam(0.025, global_clipnorm=10.0)
     losses = []
     for trajectories, steps in stages:
         paths = layer(models, trajectories, seed)

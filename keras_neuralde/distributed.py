@@ -53,9 +53,10 @@ def closure_on_all(strategy, data, make_closure):
 
     def local(data, values, count, total):
         loss, gradients = make_closure(data)(values)
-        share = count * float(strategy.num_replicas_in_sync) / total
+        replicas = float(strategy.num_replicas_in_sync)
+        share = tf.cast(count, loss.dtype) * replicas / tf.cast(total, loss.dtype)
         scaled = [tf.math.multiply_no_nan(g, tf.cast(share, g.dtype)) for g in gradients]
-        return tf.math.multiply_no_nan(loss, tf.cast(share, loss.dtype)), scaled
+        return tf.math.multiply_no_nan(loss, share), scaled
 
     def closure(values):
         loss, gradients = strategy.run(local, args=(data, values, counts, total))
@@ -68,7 +69,7 @@ def closure_on_all(strategy, data, make_closure):
 def _count_rows(data):
     x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
     leaf = next(leaf for leaf in tf.nest.flatten(x) if leaf is not None)
-    return tf.cast(tf.shape(leaf)[0], tf.float32)
+    return tf.shape(leaf)[0]
 
 
 def make_function(model, strategy, step_function, everywhere):

@@ -105,7 +105,6 @@ class VariableRateJump(_Jump):
     1.5
     """
 
-    _: dataclasses.KW_ONLY
     bound: Any = None
 
     def __post_init__(self):

@@ -50,9 +50,9 @@ class ClosureTrainer:
         return distributed.make_function(self, strategy, step_function, True)
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """As Keras's, which fails where several workers take part."""
+        """As Keras's, which fails for several workers and for shares of different sizes."""
         strategy = self._distribute_strategy
-        if iterator is not None and distributed.spans_workers(strategy):
+        if iterator is not None and distributed.spreads(strategy):
             _, _, batches = next(iter(iterator))
             iterator, data_batch = None, distributed.one_share(strategy, next(batches))
         return super()._maybe_symbolic_build(iterator, data_batch)

@@ -288,7 +288,8 @@ def test_the_noisy_oscillator_is_controlled_about_as_well_as_can_be():
 def test_the_neural_sde_learns_the_moments():
     example = load("13_neural_sde")
     _, _, before, after, data = example.run()
-    assert example.loss(after, data) < 0.1 * example.loss(before, data)
+    assert example.loss(before, data) > 100.0
+    assert example.loss(after, data) < 3.0
 
 
 @pytest.mark.slow

@@ -106,6 +106,25 @@ KINDS = {
         ("at_times", "with_seed"),
         tolerance=1e-4,
     ),
+    "jumps": Kind(
+        lambda: functional(
+            nde.NeuralJumpSDE(
+                network(),
+                network(seed=1),
+                network(seed=2),
+                3.0,
+                (0.0, 1.0),
+                dt0=0.0625,
+                solver="euler_maruyama",
+                controller="constant",
+                saveat=SAVEAT,
+                seed=5,
+            )
+        ),
+        ("at_times", "with_seed"),
+        # A jump cuts a step at a time that is rounded, and a path is rough.
+        tolerance=5e-4,
+    ),
     "delay": Kind(
         lambda: functional(
             nde.NeuralCDDE(network(), (0.0, 1.0), [0.2, 0.5], saveat=SAVEAT, max_record=64)

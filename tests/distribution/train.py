@@ -95,8 +95,10 @@ def main(kind, file, names, directory=None):
         with scope():
             model = make_model()
             model.compile(OPTIMIZERS[name](), "mse", metrics=["mae"], jit_compile=False)
+        # Nine rows do not divide by two; Keras's own steps take a mean of means then.
+        rows = slice(0, ROWS if name == "adam" else ROWS - 1)
         history = model.fit(
-            x, y, batch_size=ROWS, epochs=8, verbose=0, validation_data=(x[:4], y[:4]),
+            x[rows], y[rows], batch_size=ROWS, epochs=8, verbose=0, validation_data=(x[:4], y[:4]),
             callbacks=callbacks,
         ).history  # fmt: skip
         results[name] = np.concatenate([np.ravel(w) for w in model.get_weights()])
