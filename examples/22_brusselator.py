@@ -5,7 +5,8 @@ with a force f that is switched on in a disc at t = 1.1. A 2-16-1 network of (u,
 the place of u²v. Diffusion is stiff and simple, the network is neither: a `SplitODEProblem` solves
 the one implicitly, by its waves, and the other explicitly, in 42 steps where an explicit method
 takes 650. From the field at 23 times, ADAM and then BFGS fit the network to what happens between
-one time and the next, all gaps at once.
+one time and the next, all gaps at once: a mean square of 0.012, from 1.1. Over the
+whole time, through two spikes, such a network does not yet hold the orbit.
 
     python examples/22_brusselator.py [--seed 0] [--output demo_output] [--smoke]
 """
@@ -108,24 +109,26 @@ def network(seed):
 
 
 def run(seed=0, iterations=(150, 60)):
-    """Fits: `(result, fields)`, the fields at `TIMES` as the network makes them from the start."""
+    """Fits: `(result, fields)`, the fields at `TIMES` as made from those one time before."""
     target = data()
     weights, reaction = network(seed)
     starts = tf.concat([START[None], target[:-1]], axis=0)
     span = tf.constant([0.0, *TIMES[:-1]], tf.float64), tf.constant(TIMES)
 
-    def loss(p):
-        """What goes wrong from one time to the next; every gap is a trajectory."""
+    def ahead(p):
+        """From each time to the next; every gap is a trajectory."""
         gaps = problem(reaction, p, starts, span)
-        y = nde.solve(gaps, SOLVER, batch_ndims=1, rtol=1e-4, atol=1e-4, throw=False).y
-        return tf.reduce_mean((y - target) ** 2)
+        return nde.solve(gaps, SOLVER, batch_ndims=1, rtol=1e-4, atol=1e-4, throw=False).y
+
+    def loss(p):
+        return tf.reduce_mean((ahead(p) - target) ** 2)
 
     stages = [
         (keras.optimizers.Adam(0.01), iterations[0]),
         (nde.optimizers.BFGS(initial_step_norm=0.01), iterations[1]),
     ]
     result = nde.minimize(loss, weights, stages, freeze_steps=True)
-    return result, states(reaction, result.minimizer)
+    return result, ahead(result.minimizer)
 
 
 def draw(fields, path):
