@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from keras_neuralde import slice_gradients as slice_gradients
 from keras_neuralde.sparsity import BandedJacobian
 
 #: Up to this size a Jacobian is written out row by row: XLA merges what the rows share.

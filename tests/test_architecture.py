@@ -9,7 +9,16 @@ ROOT = pathlib.Path(keras_neuralde.__file__).parent
 
 # From the ground up. A module may import from its own line and from the lines above it.
 FLOORS = (
-    ("values", "bounds", "programs", "captures", "freezing", "observation", "tableaus"),
+    (
+        "values",
+        "slice_gradients",
+        "bounds",
+        "programs",
+        "captures",
+        "freezing",
+        "observation",
+        "tableaus",
+    ),
     (
         "plot",
         "solution",

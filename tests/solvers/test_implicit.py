@@ -146,6 +146,32 @@ class TestJacobians:
 
         check(loss, ring_state(1, n)[0], 20.0)
 
+    def test_a_field_that_joins_what_depends_on_time(self):
+        """Compiled, the derivatives of a concatenation need gradients that TensorFlow lacks."""
+
+        def field(t, y, p):
+            x = tf.reshape(t, [1, 1])
+            joined = tf.concat([x - 2.0, tf.sin(x), tf.cos(x)], 1)
+            return tf.tanh(joined @ p)[:, 0] - 0.1 * y
+
+        def loss(p):
+            problem = nde.ODEProblem(field, np.ones(1), (0.0, 1.0), p)
+            sol = nde.solve(problem, "rodas5p", controller="constant", dt0=0.1)
+            return tf.reduce_sum(sol.y**2)
+
+        @tf.function(jit_compile=True)
+        def values(p, step):
+            with tf.GradientTape() as tape:
+                tape.watch(p)
+                value = loss(p)
+            slope = (loss(p + step) - loss(p - step)) / 2e-5
+            return tf.reduce_sum(tape.gradient(value, p) * step) / 1e-5, slope
+
+        p = tf.constant([[1.0], [2.0], [0.5]], tf.float64)
+        step = 1e-5 * tf.constant([[1.0], [-1.0], [2.0]], tf.float64)
+        exact, difference = values(p, step)
+        np.testing.assert_allclose(exact, difference, rtol=1e-7)
+
     def test_what_the_jacobian_closes_over_gets_its_gradient(self):
         scale = tf.Variable(3.0, dtype=tf.float64)
         tensor = tf.constant(2.0, tf.float64)
