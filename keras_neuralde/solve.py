@@ -166,6 +166,7 @@ def solve(
     if tf.executing_eagerly() or tape_is_active():
         given = {"rtol": rtol, "atol": atol, "dt0": dt0, "dt_min": dt_min, "steps": steps}
         given["mass_matrix"] = getattr(problem, "mass_matrix", None)
+        given |= {f"events[{i}].times": getattr(e, "times", None) for i, e in enumerate(events)}
         if settings.solver.delegated and tf.executing_eagerly():
             given |= {"t_span": problem.t_span, "saveat": saveat}
         outputs["y"] = refuse_gradients(outputs["y"], given)

@@ -367,3 +367,14 @@ def test_bad_settings_of_events():
     noisy = nde.SDEProblem(fall, lambda t, y, p: y, tf.ones(2), (0.0, 1.0), 0.5)
     with pytest.raises(ValueError, match="interpolant"):
         nde.solve(noisy, events=[GROUND])
+
+
+def test_preset_times_have_no_gradient():
+    times = tf.constant([0.3, 0.6], tf.float64)
+    with tf.GradientTape() as tape:
+        tape.watch(times)
+        dose = nde.PresetTimeEvent(times, lambda t, y, p: y + 1.0)
+        problem = nde.ODEProblem(lambda t, y, p: -2.0 * y, np.ones(1), (0.0, 1.0))
+        value = tf.reduce_sum(nde.solve(problem, "tsit5", events=[dose]).y)
+    with pytest.raises(ValueError, match=r"`events\[0\].times`"):
+        tape.gradient(value, times)
