@@ -190,9 +190,10 @@ class Jumping(NamedTuple):
     def of(cls, given, batch_ndims):
         """From a `JumpProblem`."""
         problem, jumps = given.problem, given.jumps
-        rates = [_function(jump.rate) for jump in jumps]
+        # Tuples, so that the functions made here are known again at the next call.
+        rates = tuple(_function(jump.rate) for jump in jumps)
         free = [k for k, jump in enumerate(jumps) if getattr(jump, "bound", None) is None]
-        free = [k for k in free if isinstance(jumps[k], VariableRateJump)]
+        free = tuple(k for k in free if isinstance(jumps[k], VariableRateJump))
         if free and isinstance(problem, SDEProblem):
             raise ValueError(
                 "a VariableRateJump on a stochastic equation needs a `bound` of its rate: its "
@@ -260,7 +261,9 @@ def _diffusion(g, matrix):
 
 def _happening(jump, rate, number, clock):
     """The channel of a jump."""
-    uniforms = jump.mark_size if jump.mark_sampler is not None else 0
+    # Not the jump itself, which an ensemble makes anew at each call.
+    act, sampler = jump.affect, jump.mark_sampler
+    uniforms = jump.mark_size if sampler is not None else 0
 
     def after(t, y, p, *mark):
         state, likelihood, clocks = y
@@ -268,10 +271,10 @@ def _happening(jump, rate, number, clock):
         clocks = list(clocks)
         if clock is not None:
             clocks[clock] = tf.zeros_like(clocks[clock])
-        return (jump.affect(t, state, p, *mark), likelihood + tf.math.log(now), clocks)
+        return (act(t, state, p, *mark), likelihood + tf.math.log(now), clocks)
 
     def marked(t, y, u, p):
-        return after(t, y, p, jump.mark_sampler(u, t, y[0], p))
+        return after(t, y, p, sampler(u, t, y[0], p))
 
     def of_state(function):
         return lambda t, y, p: function(t, y[0], p) + tf.zeros_like(t)

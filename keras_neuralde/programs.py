@@ -95,4 +95,6 @@ def _value_key(value, references, depth):
         return function_key(value, references, depth - 1)
     if isinstance(value, _VALUE_TYPES):
         return type(value), repr(value)
+    if isinstance(value, tuple):
+        return type(value), *(_value_key(item, references, depth) for item in value)
     return id(value)

@@ -206,3 +206,21 @@ def test_bad_jumps():
         nde.solve(nde.JumpProblem(ode, [wrong]))
     with pytest.raises(ValueError, match="begin with the axes"):
         nde.expectation(tf.zeros(3), tf.zeros((2, 3)))
+
+
+def test_problems_made_anew_find_their_programs():
+    from keras_neuralde.execution import programs
+
+    def solve(k, ensemble):
+        jump = nde.VariableRateJump(lambda t, y, p: 2.0 + 0.0 * t, lambda t, y, p: 0.5 * y)
+        y0 = 1.0 if ensemble else tf.ones(3)
+        problem = nde.JumpProblem(nde.ODEProblem(lambda t, y, p: y, y0, (0.0, 1.0)), [jump])
+        if ensemble:
+            return nde.solve_ensemble(problem, 3, seed=k)
+        return nde.solve(problem, batch_ndims=1, seed=k)
+
+    for ensemble in (False, True):
+        solve(0, ensemble)
+        known = len(programs)
+        solve(1, ensemble)
+        assert len(programs) == known
