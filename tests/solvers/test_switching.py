@@ -155,8 +155,8 @@ class TestLayers:
         assert loaded.layers[-1].solver == "auto"
         np.testing.assert_allclose(loaded(y0), exact, atol=1e-5)
         model.export(tmp_path / "saved", verbose=False)
-        served = tf.saved_model.load(str(tmp_path / "saved")).serve(tf.constant(y0))
-        np.testing.assert_allclose(served, exact, atol=1e-5)
+        served = tf.saved_model.load(str(tmp_path / "saved"))
+        np.testing.assert_allclose(served.serve(tf.constant(y0)), exact, atol=1e-5)
 
 
 class TestWhatAutoStandsFor:
