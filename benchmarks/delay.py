@@ -16,14 +16,13 @@ import argparse
 import datetime
 import json
 import pathlib
-import statistics
-import subprocess
 import sys
 
 import numpy as np
 
+from benchmarks import turns
 from benchmarks.run import machine
-from benchmarks.tools import ROOT, Tool, python_of
+from benchmarks.tools import Tool, python_of
 from benchmarks.workers.delay import LAG, pasts
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "delay.json"
@@ -63,29 +62,9 @@ def main(arguments=None):
 def measure(case, tools, rounds):
     """Times of one case: `{tool: {"compile", "call", "ratio", "error"}}`, in seconds."""
     exact = reference(case)
-    workers = {tool: _start(tool, case) for tool in tools}
-    try:
-        first = {tool: json.loads(worker.stdout.readline()) for tool, worker in workers.items()}
-        times: dict = {tool: [] for tool in tools}
-        for _ in range(rounds):
-            for tool, worker in workers.items():
-                worker.stdin.write("go\n")
-                worker.stdin.flush()
-                times[tool].append(json.loads(worker.stdout.readline()))
-    finally:
-        for worker in workers.values():
-            worker.stdin.close()
-            worker.wait(60)
-    found = {}
-    for tool in tools:
-        call = statistics.median(times[tool])
-        pairs = zip(times[tool], times["keras_neuralde"], strict=True)
-        found[tool] = {
-            "compile": first[tool]["first"] - call,
-            "call": call,
-            "ratio": statistics.median(a / b for a, b in pairs),
-            "error": float(np.max(np.abs(np.array(first[tool]["values"]) - exact))),
-        }
+    found = turns.measure({tool: _command(tool, case) for tool in tools}, rounds)
+    for row in found.values():
+        row["error"] = float(np.max(np.abs(np.array(row.pop("values")) - exact)))
     return found
 
 
@@ -117,11 +96,9 @@ def reference(case, h=0.02):
     return y[-1]
 
 
-def _start(tool, case):
+def _command(tool, case):
     python = python_of(PEERS[tool]) if tool in PEERS else sys.executable
-    command = [python, "-m", "benchmarks.workers.delay", tool, json.dumps(case)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, text=True, cwd=ROOT, **pipes)
+    return [python, "-m", "benchmarks.workers.delay", tool, json.dumps(case)]
 
 
 if __name__ == "__main__":

@@ -14,12 +14,11 @@ import argparse
 import datetime
 import json
 import pathlib
-import statistics
-import subprocess
 import sys
 
+from benchmarks import turns
 from benchmarks.run import machine
-from benchmarks.tools import ROOT, TOOLS, python_of
+from benchmarks.tools import TOOLS, python_of
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "stochastic.json"
 _NEURAL = {"field": "neural", "batch": 1024, "steps": 100, "gradient": False}
@@ -53,46 +52,18 @@ def main(arguments=None):
         tools = ["keras_neuralde", *(["scan"] if name == "scalar" else []), *options.peers]
         if case["gradient"]:
             tools = [tool for tool in tools if tool not in WITHOUT_GRADIENT]
-        record["cases"][name] = {"title": title, "tools": measure(case, tools, options.rounds)}
+        commands = {tool: _command(tool, case) for tool in tools}
+        found = turns.measure(commands, options.rounds)
+        record["cases"][name] = {"title": title, "tools": found}
         print(title, json.dumps(record["cases"][name]["tools"], indent=1), flush=True)
     if not options.smoke:
         RESULTS.write_text(json.dumps(record, indent=1) + "\n")
     return record
 
 
-def measure(case, tools, rounds):
-    """Times of one case: `{tool: {"compile", "call", "ratio", "value"}}`, in seconds."""
-    workers = {tool: _start(tool, case) for tool in tools}
-    try:
-        first = {tool: json.loads(worker.stdout.readline()) for tool, worker in workers.items()}
-        times: dict = {tool: [] for tool in tools}
-        for _ in range(rounds):
-            for tool, worker in workers.items():
-                worker.stdin.write("go\n")
-                worker.stdin.flush()
-                times[tool].append(json.loads(worker.stdout.readline()))
-    finally:
-        for worker in workers.values():
-            worker.stdin.close()
-            worker.wait(60)
-    found = {}
-    for tool in tools:
-        call = statistics.median(times[tool])
-        pairs = zip(times[tool], times["keras_neuralde"], strict=True)
-        found[tool] = {
-            "compile": first[tool]["first"] - call,
-            "call": call,
-            "ratio": statistics.median(a / b for a, b in pairs),
-            "value": first[tool]["value"],
-        }
-    return found
-
-
-def _start(tool, case):
+def _command(tool, case):
     python = python_of(TOOLS[PEERS[tool]]) if tool in PEERS else sys.executable
-    command = [python, "-m", "benchmarks.workers.stochastic", tool, json.dumps(case)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, text=True, cwd=ROOT, **pipes)
+    return [python, "-m", "benchmarks.workers.stochastic", tool, json.dumps(case)]
 
 
 if __name__ == "__main__":

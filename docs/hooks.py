@@ -175,6 +175,17 @@ def delay_rows():
     return _times("delay", names)
 
 
+def event_rows():
+    """Times of events and jumps."""
+    names = {
+        "keras_neuralde": "here",
+        "diffrax": "diffrax, restarted at each event",
+        "torchdiffeq": "torchdiffeq, `odeint_event` (in proportion, from a few balls)",
+        "numpy": "a NumPy loop",
+    }
+    return _times("events", names)
+
+
 def noise_rows():
     """Times of stochastic equations."""
     names = {
@@ -199,7 +210,7 @@ def _times(name, names):
     for case in record["cases"].values():
         for tool, row in case["tools"].items():
             cells = [case["title"], names[tool], f"{row['compile']:.2g} s"]
-            cells.append(f"{1e3 * row['call']:.3g} ms")
+            cells.append(f"{1e3 * row['call'] / row.get('share', 1.0):.3g} ms")
             cells.append(f"{row['error']:.0e}" if "error" in row else "")
             yield "| " + " | ".join(cells) + " |"
     yield ""
@@ -233,6 +244,7 @@ _TABLES = {
     "<!-- stochastic methods -->": stochastic_rows,
     "<!-- delay benchmark -->": delay_rows,
     "<!-- stochastic benchmark -->": noise_rows,
+    "<!-- events benchmark -->": event_rows,
     "<!-- scaling -->": scaling_rows,
     "<!-- serving -->": serving_rows,
 }

@@ -226,3 +226,13 @@ def test_the_time_for_an_error():
     points = [{"error": 1e-3, "time": 1.0}, {"error": 1e-5, "time": 100.0}]
     assert hooks.time_for(points, 1e-4) == pytest.approx(10.0)
     assert hooks.time_for(points, 1e-6) is None and hooks.time_for([], 1e-4) is None
+
+
+@pytest.mark.slow
+def test_events_run_and_are_accurate():
+    from benchmarks import events
+
+    record = events.main(["--smoke", "--peers", "--rounds", "1"])
+    assert record["cases"].keys() == events.CASES.keys()
+    for name in ("balls", "balls_gradient"):
+        assert record["cases"][name]["tools"]["keras_neuralde"]["error"] < 1e-6
