@@ -203,5 +203,12 @@ class TestKeras:
             nde.NeuralCDDE(keras.layers.Dense(3), (0.0, 1.0), [0.1])(Y0)
         with pytest.raises(ValueError, match="the input must be .*past_times, past"):
             nde.NeuralCDDE(network(), (0.0, 1.0), [0.1], history="sampled")(Y0)
-        with pytest.raises(ValueError, match="explicit Runge-Kutta"):
-            nde.NeuralCDDE(network(), (0.0, 1.0), [0.1], "rodas5p")(Y0)
+        with pytest.raises(ValueError, match="sosri"):
+            nde.NeuralCDDE(network(), (0.0, 1.0), [0.1], "sosri")(Y0)
+
+    def test_an_implicit_method(self):
+        model = network()
+        tolerances = {"rtol": 1e-5, "atol": 1e-6}
+        stiff = nde.NeuralCDDE(model, (0.0, 1.0), [0.1], "rosenbrock23", **tolerances)
+        plain = nde.NeuralCDDE(model, (0.0, 1.0), [0.1], **tolerances)
+        np.testing.assert_allclose(stiff(Y0), plain(Y0), rtol=1e-3, atol=1e-4)

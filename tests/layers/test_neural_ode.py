@@ -295,7 +295,8 @@ class TestSaving:
         assert self.model().count_params() == 42
 
 
-@pytest.mark.parametrize("name", nde.adjoints.names())
+# "reversible" belongs to stochastic equations with reversible_heun.
+@pytest.mark.parametrize("name", [n for n in nde.adjoints.names() if n != "reversible"])
 def test_every_adjoint_trains_the_weights(name):
     keras.utils.set_random_seed(0)
     adjoint = nde.adjoints.get(name)
