@@ -192,8 +192,11 @@ class Jumping(NamedTuple):
         problem, jumps = given.problem, given.jumps
         # Tuples, so that the functions made here are known again at the next call.
         rates = tuple(_function(jump.rate) for jump in jumps)
-        free = [k for k, jump in enumerate(jumps) if getattr(jump, "bound", None) is None]
-        free = tuple(k for k in free if isinstance(jumps[k], VariableRateJump))
+        free = tuple(
+            k
+            for k, jump in enumerate(jumps)
+            if isinstance(jump, VariableRateJump) and jump.bound is None
+        )
         if free and isinstance(problem, SDEProblem):
             raise ValueError(
                 "a VariableRateJump on a stochastic equation needs a `bound` of its rate: its "
