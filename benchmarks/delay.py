@@ -12,8 +12,6 @@ Run from the checkout root:
     python -m benchmarks.delay --smoke --peers
 """
 
-import argparse
-import datetime
 import json
 import pathlib
 import sys
@@ -21,7 +19,6 @@ import sys
 import numpy as np
 
 from benchmarks import turns
-from benchmarks.run import machine
 from benchmarks.tools import Tool, python_of
 from benchmarks.workers.delay import LAG, pasts
 
@@ -39,14 +36,8 @@ PEERS = {
 
 def main(arguments=None):
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes: does everything run?")
-    parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args(arguments)
-    about = machine()
-    line = f"{datetime.date.today()}, {about['cpu']}, {about['cores']} cores, load "
-    record = {"machine": f"{line}{about['load_before']} before", "cases": {}}
+    options = turns.options(__doc__, PEERS, 5, arguments)
+    record = turns.new_record()
     for name, (title, case) in CASES.items():
         case = case | {"seconds": 0.0 if options.smoke else 0.5}
         if options.smoke:

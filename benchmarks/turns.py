@@ -4,12 +4,41 @@ A worker answers with one JSON line when its first call is done, and with the se
 every line that arrives on its standard input.
 """
 
+import argparse
+import datetime
 import json
 import statistics
 import subprocess
 import time
 
+from benchmarks.run import machine
 from benchmarks.tools import ROOT
+
+
+def options(description, peers, rounds, arguments=None):
+    """What the command line says.
+
+    Args:
+        description: the script's docstring.
+        peers: names of other tools.
+        rounds: how often each time is taken, by default.
+        arguments: the command line; that of the process by default.
+
+    Returns:
+        A namespace with `smoke`, `peers` and `rounds`.
+    """
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes: does everything run?")
+    parser.add_argument("--peers", nargs="*", choices=peers, default=list(peers))
+    parser.add_argument("--rounds", type=int, default=rounds)
+    return parser.parse_args(arguments)
+
+
+def new_record():
+    """What goes into a results file, without cases: the day and the machine."""
+    about = machine()
+    line = f"{datetime.date.today()}, {about['cpu']}, {about['cores']} cores, load "
+    return {"machine": f"{line}{about['load_before']} before", "cases": {}}
 
 
 def measure(commands, rounds, base="keras_neuralde"):
