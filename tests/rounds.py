@@ -10,13 +10,21 @@ import subprocess
 import sys
 import time
 
+# Of the examples in full, about one half.
+_FIRST_EXAMPLES = (
+    "spiral or controlled or neural_control or digits or hand_made or modes or missing"
+)
 ROUNDS = (
     ("tests/adjoints",),
     ("tests/solvers", "tests/tableaus"),
     ("tests/layers",),
     ("tests/test_training.py", "tests/test_minimize.py", "tests/test_freezing.py"),
-    ("tests/test_examples.py",),
+    ("tests/test_examples.py", "-k", "smoke"),
+    ("tests/test_examples.py", "-k", f"not smoke and ({_FIRST_EXAMPLES})"),
+    ("tests/test_examples.py", "-k", f"not smoke and not ({_FIRST_EXAMPLES})"),
     ("tests/test_export.py", "tests/test_distributed.py"),
+    ("tests/test_docs.py", "tests/test_benchmarks.py", "tests/test_endurance.py"),
+    ("tests/test_delay.py", "tests/test_events.py", "tests/test_jumps.py", "tests/test_solve.py"),
     ("keras_neuralde",),
 )
 _NOTHING_SELECTED = 5
@@ -24,8 +32,8 @@ _NOTHING_SELECTED = 5
 
 def main(arguments):
     """Runs all rounds; returns 1 when a test failed."""
-    named = [path for paths in ROUNDS for path in paths]
-    rest = ("tests", *(f"--ignore={path}" for path in named if path.startswith("tests")))
+    named = {path for paths in ROUNDS for path in paths if path.startswith("tests")}
+    rest = ("tests", *(f"--ignore={path}" for path in sorted(named)))
     failed, began = [], time.perf_counter()
     for number, paths in enumerate((*ROUNDS, rest), start=1):
         print(f"== round {number} of {len(ROUNDS) + 1}: {paths[0]}", flush=True)
