@@ -59,7 +59,8 @@ class ContinuousEvent:
         _callable("condition", self.condition)
         if self.affect is not None:
             _callable("affect", self.affect)
-        if self.direction not in (-1, 0, 1) or isinstance(self.direction, bool):
+        whole = isinstance(self.direction, (int, np.integer))
+        if not whole or isinstance(self.direction, bool) or self.direction not in (-1, 0, 1):
             raise ValueError(f"`direction` must be -1, 0 or 1. Received: {self.direction!r}")
         _flag("terminal", self.terminal)
         _count(self.max_events)
@@ -96,6 +97,8 @@ class PresetTimeEvent:
 
     def __post_init__(self):
         _callable("affect", self.affect)
+        if self.times is None or isinstance(self.times, str):
+            raise TypeError(f"`times` must be numbers. Received: {self.times!r}")
 
 
 @dataclasses.dataclass(frozen=True)

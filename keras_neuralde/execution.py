@@ -134,10 +134,11 @@ def trace(lifted, settings, layout, inputs, shape, gradient):
         return _answer(settings, layout, inputs, bound, y, control, num_f)
     if settings.dense or settings.solver.remembers:
         y, control, record = _integrate_densely(field, y0, terms, settings, shape, bound.stops)
+        log = []
     else:
         y, *log, control = _integrate(bound, settings, shape, gradient)
         record = _log(log, layout, bound.batch_dims)
-    return _answer(settings, layout, inputs, bound, y, control) | record
+    return _answer(settings, layout, inputs, bound, y, control, log=log) | record
 
 
 def trace_part(lifted, settings, layout, inputs, shape, gradient):
@@ -152,12 +153,13 @@ def trace_part(lifted, settings, layout, inputs, shape, gradient):
     carry, outputs = inputs["state"] or begin(plan, g, y0, terms)
     carry, outputs = advance(plan, g, terms, carry, outputs, _TURNS_OF_A_PART)
     outcome = finish(plan, carry, outputs, terms)
-    log = _log(outputs_of(outcome)[1:-1], layout, bound.batch_dims)
+    told = outputs_of(outcome)[1:-1]
     span = tf.abs(terms.t_end - terms.t0)
     covered = tf.math.divide_no_nan(tf.abs(carry.control[T] - terms.t0), span)
     covered = tf.where(carry.control[STATUS] < 0.0, covered, 1.0)
     return {
-        "answer": _answer(settings, layout, inputs, bound, outcome.y, outcome.control) | log,
+        "answer": _answer(settings, layout, inputs, bound, outcome.y, outcome.control, log=told)
+        | _log(told, layout, bound.batch_dims),
         "state": (carry, outputs),
         "covered": tf.reduce_mean(covered),
         "running": any_running(carry.control),
@@ -184,7 +186,7 @@ def run_with_progress(equation, settings, layout, inputs, shape, report):
     return part["answer"]
 
 
-def _answer(settings, layout, inputs, bound, y, control, num_f=None):
+def _answer(settings, layout, inputs, bound, y, control, num_f=None, log=()):
     """The raw outputs of a solve."""
     field, y0, terms, bad, batch_dims, *_ = bound
     has_saves = terms.saves is not None
@@ -205,18 +207,23 @@ def _answer(settings, layout, inputs, bound, y, control, num_f=None):
     return {
         "y": layout.unpack(y, batch_dims, leading),
         "control": control,
-        "t": _end(bound, control) if not has_saves else inputs["saves"],
+        "t": _end(bound, control, log) if not has_saves else inputs["saves"],
         "num_f": num_f,
         "batch_like": tf.nest.flatten(inputs["y0"])[0],
     }
 
 
-def _end(bound, control):
+def _end(bound, control, log):
     """Where the state that is asked for is: at the end, or where a terminal event was."""
-    if bound.happenings is None:
+    if not log or not any(channel.terminal for channel in bound.happenings.channels):
         return bound.terms.t_end
+    times, _, notes = log
     stopped = (control[STATUS] == float(Status.SUCCESS)) & (control[T] != bound.terms.t_end)
-    return tf.where(stopped, tf.stop_gradient(control[T]), bound.terms.t_end)
+    # The last entry, which has a gradient.
+    last = tf.cast(notes[-1], tf.int32) - 1
+    chosen = tf.range(times.shape[0])[:, None] == last
+    ended = tf.reduce_sum(tf.where(chosen, times, tf.zeros_like(times)), axis=0)
+    return tf.where(stopped, ended, bound.terms.t_end)
 
 
 def _log(log, layout, batch_dims):

@@ -290,7 +290,7 @@ class Happenings:
         apart = (found.theta - first) * tf.abs(t_next - t)
         together = happened & (apart <= 4.0 * eps * (tf.abs(t_next) + tf.abs(t)))
         stopped = happened & self._any(together, self.stops)
-        rooted = happened & ~stopped & self._any(together, self.roots) & (first < 1.0)
+        rooted = happened & ~stopped & self._any(together, self.roots)
         t_stop = tf.where(rooted, inside.time(first), t_next)
         y_stop = tf.where(rooted[:, None], inside.state(first), after.y)
         status = after.control[4]
@@ -555,6 +555,8 @@ class Happenings:
             moving = by_t * step[:, 0] + tf.reduce_sum(by_y * inside.slope_at_start, axis=1)
             size = tf.abs(by_t) * (tf.abs(t) + tf.abs(step[:, 0]))
             size += tf.reduce_sum(tf.abs(by_y) * (tf.abs(y) + inside.change), axis=1)
+            # The state was computed at a time that is only known to its rounding.
+            size += tf.abs(moving) / tf.abs(inside.length) * tf.abs(t)
             at_zero = (fired[place] > 0) & (tf.abs(value) <= 64.0 * eps * size)
             at_zero |= value == 0.0
             sides.append(tf.where(at_zero, tf.sign(moving), tf.sign(value)))
@@ -844,5 +846,6 @@ def _uniform(high, low, dtype):
     """Uniform numbers in (0, 1) from two words of random bits."""
     if dtype == tf.float64:
         return (tf.cast(high, dtype) + (tf.cast(low, dtype) + 0.5) * 2.0**-32) * 2.0**-32
-    bits = tf.bitwise.right_shift(high, tf.constant(8, tf.uint32))
-    return (tf.cast(bits, dtype) + 0.5) * 2.0**-24
+    # One bit less than a float32 holds, so that the half is not rounded up to one.
+    bits = tf.bitwise.right_shift(high, tf.constant(9, tf.uint32))
+    return (tf.cast(bits, dtype) + 0.5) * 2.0**-23

@@ -74,11 +74,17 @@ class Slot:
         self.reads = 0
         self.neutral = False
 
-    def h(self, t_past, derivative=False):
+    def h(self, t_past, *, derivative=False):
         """The state at `t_past`, or its time derivative."""
         layout = self._layout
         batch = tf.TensorShape(layout.batch_shape)
-        t_past = tf.convert_to_tensor(t_past, layout.dtype)
+        try:
+            t_past = tf.convert_to_tensor(t_past, layout.dtype)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"h(t_past) takes a time of the dtype of `t`, {layout.dtype.name}. "
+                f"Received: {t_past!r}"
+            ) from error
         if t_past.shape.rank not in (0, layout.batch_ndims) or (
             t_past.shape.rank and not t_past.shape.is_compatible_with(batch)
         ):
@@ -438,12 +444,27 @@ def discontinuities(lags, t0, t_end, direction, depth):
         counts += more
     times = tf.stack([lag + tf.zeros_like(t0) for lag in lags])
     sums = tf.reduce_sum(tf.constant(counts, t0.dtype)[:, :, None] * times, axis=1)
-    ahead = tf.sort(sums, axis=0)
-    # Sums that are equal but for rounding are one point, not a step of the length of an error.
     eps = float(np.finfo(t0.dtype.as_numpy_dtype).eps)
-    same = ahead[1:] - ahead[:-1] <= 64.0 * eps * (tf.abs(ahead[1:]) + tf.abs(t0))
-    ahead = tf.concat([ahead[:1], tf.where(same, ahead[:-1], ahead[1:])], axis=0)
+    infinity = tf.constant(float("inf"), t0.dtype)
+    ahead = tf.sort(tf.where(_seen_before(sums, t0, eps), infinity, sums), axis=0)
     stops = t0 + direction * ahead
     near = 64.0 * eps * tf.abs(t_end)
-    inside = direction * stops < direction * t_end - near
+    inside = tf.math.is_finite(ahead) & (direction * stops < direction * t_end - near)
     return tf.where(inside, stops, tf.constant(float("nan"), t0.dtype))
+
+
+def _seen_before(sums, t0, eps):
+    """Which sums of lags, `(n, rows)`, are those of an earlier row but for rounding.
+
+    They are one point, not a step of the length of an error; and it moves with the earlier one, of
+    fewer lags, whose jump is the larger.
+    """
+    n = sums.shape[0]
+    later = tf.range(n)[:, None]
+
+    def compare(j, seen):
+        close = tf.abs(sums - sums[j]) <= 64.0 * eps * (tf.abs(sums) + tf.abs(t0))
+        return j + 1, seen | (close & (later > j))
+
+    none = tf.zeros_like(sums, tf.bool)
+    return tf.while_loop(lambda j, _: j < n - 1, compare, (0, none))[1]

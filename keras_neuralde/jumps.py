@@ -190,6 +190,7 @@ class Jumping(NamedTuple):
     def of(cls, given, batch_ndims):
         """From a `JumpProblem`."""
         problem, jumps = given.problem, given.jumps
+        _refuse_backwards(problem.t_span)
         # Tuples, so that the functions made here are known again at the next call.
         rates = tuple(_function(jump.rate) for jump in jumps)
         free = tuple(
@@ -219,6 +220,15 @@ class Jumping(NamedTuple):
         return (value, default, [default] * len(self.problem.y0[2]))
 
 
+def _refuse_backwards(t_span):
+    """Jumps have a direction of time: the likelihood and the clocks run forwards."""
+    start, end = (tf.get_static_value(tf.convert_to_tensor(t)) for t in t_span)
+    if start is not None and end is not None and np.any(np.asarray(end) < np.asarray(start)):
+        raise ValueError(
+            f"a JumpProblem runs forwards in time. Received: t_span from {start} to {end}"
+        )
+
+
 def _function(rate):
     """A rate as a function."""
     if callable(rate):
@@ -243,6 +253,10 @@ def _drift(f, rates, free):
     def larger(t, y, p):
         state = y[0]
         found = [rate(t, state, p) + tf.zeros_like(t) for rate in rates]
+        # Nothing else would notice that one without a bound is negative.
+        nan = tf.constant(float("nan"), t.dtype)
+        for k in free:
+            found[k] = tf.where(found[k] < 0.0, nan, found[k])
         return (f(t, state, p), -tf.add_n(found), [found[k] for k in free])
 
     return larger

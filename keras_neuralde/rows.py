@@ -44,7 +44,7 @@ def delayed_by_row(one, template, first):
                 t, y, varied, values = arguments
                 requests.clear()
 
-                def past(t_past, derivative=False):
+                def past(t_past, *, derivative=False):
                     requests.append((tf.convert_to_tensor(t_past, t.dtype), bool(derivative)))
                     if len(requests) <= len(values):
                         return values[len(requests) - 1]

@@ -509,3 +509,54 @@ def test_equal_steps_and_replayed_steps():
     first = nde.solve(problem, rtol=1e-4)
     again = nde.solve(problem, steps=first.steps)
     np.testing.assert_allclose(again.y, first.y, rtol=1e-14)
+
+
+def test_gradients_of_lags_whose_sums_meet():
+    """3 · 0.3 is 0.9 but for rounding: the jumps that came to both belong to the lag itself."""
+
+    @tf.function(jit_compile=True)
+    def final(lags):
+        problem = nde.DDEProblem(
+            lambda t, y, h, p: -h(t - p[0]) - 2.0 * h(t - p[1]) ** 2,
+            tf.constant(2.0, tf.float64),
+            lambda t, p: 1.0 + 0.0 * t,
+            (0.0, 1.7),
+            lags,
+            lags=tf.unstack(lags),
+        )
+        return nde.solve(problem, "tsit5", rtol=1e-10, atol=1e-12).y
+
+    @tf.function(jit_compile=True)
+    def slope(lags):
+        with tf.GradientTape() as tape:
+            tape.watch(lags)
+            value = final(lags)
+        return tape.gradient(value, lags)
+
+    lags = tf.constant([0.3, 0.9], tf.float64)
+    steps = 1e-5 * tf.eye(2, dtype=tf.float64)
+    differences = [(final(lags + step) - final(lags - step)) / 2e-5 for step in steps]
+    np.testing.assert_allclose(slope(lags), differences, rtol=1e-4)
+
+
+def test_sums_of_lags_that_are_equal_but_for_rounding_are_one_stop():
+    problem = nde.DDEProblem(
+        lambda t, y, h, p: -h(t - 0.1) - h(t - 0.2) - h(t - 0.3), np.ones(1),
+        lambda t, p: np.ones(1), (0.0, 2.0), lags=[0.1, 0.2, 0.3],
+    )  # fmt: skip
+    sol = nde.solve(problem, "tsit5", rtol=1e-6)
+    steps = np.diff(sol.steps)
+    assert np.nanmin(steps) > 1e-6
+
+
+def test_reading_the_past_at_the_door():
+    def problem(f, lags=(1.0,)):
+        return nde.DDEProblem(f, np.ones(1), lambda t, p: np.ones(1), (0.0, 1.0), lags=list(lags))
+
+    for past in (None, "a"):
+        with pytest.raises(TypeError, match="takes a time of the dtype"):
+            nde.solve(problem(lambda t, y, h, p, past=past: h(past)))
+    with pytest.raises(TypeError, match="positional"):
+        nde.solve(problem(lambda t, y, h, p: h(t - 1.0, 1)))
+    with pytest.raises(ValueError, match="`lags` must differ"):
+        nde.solve(problem(lambda t, y, h, p: h(t - 1.0), (1.0, 1.0)))

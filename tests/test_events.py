@@ -378,3 +378,64 @@ def test_preset_times_have_no_gradient():
         value = tf.reduce_sum(nde.solve(problem, "tsit5", events=[dose]).y)
     with pytest.raises(ValueError, match=r"`events\[0\].times`"):
         tape.gradient(value, times)
+
+
+def test_a_root_on_the_end_of_a_step_moves_like_any_other():
+    """y' = v until y = 1, where v becomes 0: the end does not depend on where it began."""
+    stop = nde.ContinuousEvent(
+        lambda t, y, p: y[0] - 1.0, lambda t, y, p: tf.stack([y[0], 0.0 * y[1]])
+    )
+
+    @tf.function(jit_compile=True)
+    def bars(y0):
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(y0)
+            problem = nde.ODEProblem(lambda t, y, p: tf.stack([y[1], 0.0 * y[0]]), y0, (0.0, 2.0))
+            sol = nde.solve(problem, "midpoint", dt0=0.5, controller="constant", events=[stop])
+            end, time = sol.y[0], sol.event_times[0]
+        return tape.gradient(end, y0), tape.gradient(time, y0)
+
+    end_bar, time_bar = bars(tf.constant([0.0, 1.0], tf.float64))
+    np.testing.assert_allclose(end_bar, [0.0, 0.0], atol=1e-12)
+    np.testing.assert_allclose(time_bar, [-1.0, -1.0], atol=1e-12)
+
+
+def test_a_bounce_late_in_single_precision_happens_once():
+    ground = nde.ContinuousEvent(
+        lambda t, y, p: y[0], lambda t, y, p: tf.stack([y[0], -0.8 * y[1]])
+    )
+
+    def field(t, y, p):
+        return tf.stack([y[1], -9.8 + 0.0 * y[0]])
+
+    problem = nde.ODEProblem(field, tf.constant([50.0, 0.0]), (1000.0, 1015.0))
+    sol = nde.solve(problem, "tsit5", events=[ground])
+    assert sol.num_events == 3
+    np.testing.assert_allclose(
+        sol.event_times[:3] - 1000.0, [3.19438, 8.30540, 12.39420], atol=1e-3
+    )
+
+
+def test_the_time_of_a_terminal_event_has_its_gradient():
+    ground = nde.ContinuousEvent(lambda t, y, p: y[0], terminal=True)
+
+    def field(t, y, p):
+        return tf.stack([y[1], -9.8 + 0.0 * y[0]])
+
+    with tf.GradientTape() as tape:
+        height = tf.constant(50.0, tf.float64)
+        tape.watch(height)
+        problem = nde.ODEProblem(field, tf.stack([height, 0.0 * height]), (0.0, 15.0))
+        time = nde.solve(problem, "tsit5", rtol=1e-8, events=[ground]).t
+    np.testing.assert_allclose(tape.gradient(time, height), 1 / np.sqrt(2 * 50 * 9.8), rtol=1e-9)
+
+
+def test_times_of_presets_at_the_door():
+    for times, words in (([1.0, 1.0], "must differ"), ([], "at least one time")):
+        dose = nde.PresetTimeEvent(times, lambda t, y, p: y + 1.0)
+        with pytest.raises(ValueError, match=words):
+            nde.solve(nde.ODEProblem(lambda t, y, p: y, 1.0, (0.0, 2.0)), events=[dose])
+    with pytest.raises(TypeError, match="`times` must be numbers"):
+        nde.PresetTimeEvent(None, lambda t, y, p: y)
+    with pytest.raises(ValueError, match="`direction` must be"):
+        nde.ContinuousEvent(height, direction=np.array([1, 1]))

@@ -224,3 +224,14 @@ def test_problems_made_anew_find_their_programs():
         known = len(programs)
         solve(1, ensemble)
         assert len(programs) == known
+
+
+def test_what_jumps_refuse():
+    still = nde.ODEProblem(lambda t, y, p: 0.0 * y, 1.0, (5.0, 0.0))
+    jump = nde.ConstantRateJump(2.0, lambda t, y, p: y + 1.0)
+    with pytest.raises(ValueError, match="runs forwards in time"):
+        nde.solve(nde.JumpProblem(still, [jump]), seed=0)
+    negative = nde.VariableRateJump(lambda t, y, p: -1.0 + 0.0 * y, lambda t, y, p: y + 1.0)
+    problem = nde.JumpProblem(still.remake(t_span=(0.0, 5.0)), [negative])
+    sol = nde.solve(problem, seed=0, throw=False)
+    assert sol.status == nde.Status.NON_FINITE

@@ -95,4 +95,14 @@ def _lags(problem, dtype, layout):
                 f"(t, y, p) -> lag. Received: {given!r}"
             )
         lags.append(lag)
+    found = [values.known(lag) for lag in lags]
+    for index, one in enumerate(found):
+        if any(
+            one is not None and other is not None and np.array_equal(one, other)
+            for other in found[:index]
+        ):
+            raise ValueError(
+                f"`lags` must differ: name each once, and read it as often as you like. "
+                f"Received: {[float(np.max(x)) for x in found if x is not None]}"
+            )
     return lags

@@ -205,6 +205,8 @@ def _times(given, layout):
             f"`times` must be a 1-D array, or (*batch, n) with the batch shape {batch}. "
             f"Received shape: {times.shape}"
         )
+    if times.shape[-1] == 0:
+        raise ValueError("`times` must hold at least one time. Received: an empty array")
     if times.shape[-1] is None:
         raise ValueError("the number of `times` of a PresetTimeEvent must be known. Received: None")
     known = values.known(times)
@@ -213,6 +215,11 @@ def _times(given, layout):
         if np.any(present[..., 1:] & ~present[..., :-1]) or np.any(np.isinf(known)):
             raise ValueError(f"`times` must be finite, with NaN last. Received: {known}")
         steps = np.diff(known, axis=-1)
+        if np.any(steps == 0):
+            raise ValueError(
+                "`times` of a PresetTimeEvent must differ: give an affect that does both, or a "
+                f"second event. Received: {known}"
+            )
         if np.any(steps < 0) and np.any(steps > 0):
             raise ValueError(f"`times` must be sorted. Received: {known}")
     return tf.stop_gradient(times)

@@ -202,6 +202,8 @@ def _positive_numbers(lags):
         raise TypeError(f"`lags` must be a list of numbers. Received: {lags!r}") from error
     if values.ndim != 1 or values.size == 0 or not np.all(np.isfinite(values) & (values > 0)):
         raise ValueError(f"`lags` must be a list of positive numbers. Received: {lags!r}")
+    if len(set(values.tolist())) < values.size:
+        raise ValueError(f"`lags` must differ. Received: {lags!r}")
     return values.tolist()
 
 

@@ -203,6 +203,8 @@ class TestKeras:
             nde.NeuralCDDE(keras.layers.Dense(3), (0.0, 1.0), [0.1])(Y0)
         with pytest.raises(ValueError, match="the input must be .*past_times, past"):
             nde.NeuralCDDE(network(), (0.0, 1.0), [0.1], history="sampled")(Y0)
+        with pytest.raises(ValueError, match="`lags` must differ"):
+            nde.NeuralCDDE(network(), (0.0, 1.0), [0.1, 0.1])
         with pytest.raises(ValueError, match="sosri"):
             nde.NeuralCDDE(network(), (0.0, 1.0), [0.1], "sosri")(Y0)
 
