@@ -386,7 +386,6 @@ def test_a_root_on_the_end_of_a_step_moves_like_any_other():
         lambda t, y, p: y[0] - 1.0, lambda t, y, p: tf.stack([y[0], 0.0 * y[1]])
     )
 
-    @tf.function(jit_compile=True)
     def bars(y0):
         with tf.GradientTape(persistent=True) as tape:
             tape.watch(y0)
