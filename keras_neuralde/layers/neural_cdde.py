@@ -23,7 +23,7 @@ class NeuralCDDE(NeuralODE):
             the last axis of the state, to the shape of the state.
         t_span: the numbers `(t0, t1)`; with `t1 < t0` the past lies at later times.
         lags: K positive numbers.
-        solver: the name or object of an explicit solver, or a `MethodOfSteps`.
+        solver: the name or object of a solver of ordinary equations, or a `MethodOfSteps`.
         history: the state before t0: `None` for the constant input; a function `history(t, p)`
             with `t` of shape `(batch,)` that returns `(batch, *state)`, where `p` is the input (a
             registered function can be saved with the layer); or `"sampled"`, for samples given at
@@ -119,6 +119,7 @@ class NeuralCDDE(NeuralODE):
         past = None
         if self.history == _SAMPLED:
             past = [self._to_state(tensor) for tensor in inputs[1:3]]
+            _check_past(y0, *past)
         return self._solve(y0, times, training, past)
 
     def compute_mask(self, inputs, previous_mask=None):
@@ -193,6 +194,21 @@ class NeuralCDDE(NeuralODE):
         if config.get("history") not in (None, _SAMPLED):
             config["history"] = keras.saving.deserialize_keras_object(config["history"])
         return super().from_config(config)
+
+
+def _check_past(y0, times, past):
+    """Refuses a sampled past that does not fit the state or its times."""
+    batch, rank = y0.shape[:1], times.shape.rank
+    samples = times.shape[-1] if rank else None
+    fits = past.shape.is_compatible_with([*batch, samples, *y0.shape[1:]])
+    if rank not in (1, 2) or not fits or not times.shape[:-1].is_compatible_with(batch[: rank - 1]):
+        raise ValueError(
+            "past_times must be (n,) or (batch, n) and past (batch, n, *state), for the batch and "
+            f"state of y0, {y0.shape}. Received shapes: {times.shape} and {past.shape}"
+        )
+    known = tf.get_static_value(times)
+    if known is not None and not np.all(np.diff(known, axis=-1) > 0):
+        raise ValueError(f"past_times must be finite and ascending. Received: {known}")
 
 
 def _positive_numbers(lags):
