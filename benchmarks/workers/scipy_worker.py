@@ -16,7 +16,7 @@ def build(spec, arrays):
     if spec["task"] == "solve" and spec["field"] in STIFF:
         return _stiff(spec, arrays)
     if spec["task"] != "solve" or spec["field"] not in ("lotka_volterra", "lorenz"):
-        raise ValueError(f"SciPy solves some equations only. Received: {spec['name']}")
+        raise ValueError(f"SciPy only solves some of the equations. Received: {spec['name']}")
     if spec["numba"] or spec["field"] == "lorenz":
         return _single(spec, arrays)
     y0, (p,) = arrays["y0"], arrays["p"]
