@@ -4,7 +4,6 @@ import contextlib
 import contextvars
 import dataclasses
 import enum
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,13 +29,14 @@ from keras_neuralde.integrate import (
     nan_where_failed,
     outputs_of,
     read_saves,
+    repeating,
+    segment_of_memory,
     step_times,
 )
 from keras_neuralde.programs import ProgramCache
 from keras_neuralde.solution import Status
 
 programs = ProgramCache()
-_RING_BYTES = 1 << 25
 _TURNS_OF_A_PART = 4096
 
 
@@ -148,7 +148,8 @@ def trace_part(lifted, settings, layout, inputs, shape, gradient):
     """
     bound = bind(lifted, settings, layout, inputs, shape)
     field, y0, terms = bound.field, bound.y0, bound.terms
-    plan = _plan(settings, shape, _segment_of_memory(settings, y0), bound.happenings)
+    segment = segment_of_memory(y0, settings.solver.dense_degree())
+    plan = _plan(settings, shape, segment, bound.happenings)
     g = field.bind(field.theta)
     carry, outputs = inputs["state"] or begin(plan, g, y0, terms)
     carry, outputs = advance(plan, g, terms, carry, outputs, _TURNS_OF_A_PART)
@@ -310,8 +311,10 @@ def _integrate(bound, settings, shape, gradient):
     They come through the adjoint where a gradient may be asked for.
     """
     field, y0, terms, happenings = bound.field, bound.y0, bound.terms, bound.happenings
-    plan = _plan(settings, shape, _segment_of_memory(settings, y0), happenings)
+    segment = segment_of_memory(y0, settings.solver.dense_degree())
+    plan = _plan(settings, shape, segment, happenings)
     if gradient is Gradient.NEVER:
+        plan = repeating(plan, field, y0, terms.saves)
         return outputs_of(integrate(plan, field.bind(field.theta), y0, terms))
     expected = gradient is Gradient.EXPECTED
     moving = shape.time_gradient or (happenings is not None and happenings.moves_times)
@@ -398,10 +401,3 @@ def _terms(layout, inputs, y0, shape, dense):
         t0, t_end, direction, tolerance(inputs["rtol"]), tolerance(inputs["atol"]) + tiny,
         inputs["dt0"], inputs["dt_min"], saves, None if steps is None else tf.stop_gradient(steps),
     ), bad  # fmt: skip
-
-
-def _segment_of_memory(settings, y0):
-    """Turns per segment of a solve without a trail, a power of two: what memory allows."""
-    rows, width = y0.shape[0] or 256, y0.shape[1] or 256
-    row_bytes = max(1, rows * (2 + width * (1 + settings.solver.dense_degree())) * 8)
-    return 1 << max(4, min(10, int(math.log2(max(1, _RING_BYTES // row_bytes)))))

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from keras_neuralde import components
 from keras_neuralde import slice_gradients as slice_gradients
 from keras_neuralde.sparsity import BandedJacobian
 
@@ -81,6 +82,13 @@ class Field:
     def joint(self):
         """Whether one row holds the whole batch."""
         return self._layout.joint
+
+    @property
+    def is_arithmetic(self):
+        """Whether the field is cheap arithmetic (see `components`)."""
+        if self.joint or self.implicit.mass_inverse is not None:
+            return False
+        return components.is_arithmetic(self._function.concrete.graph)
 
     @property
     def _functions(self):
@@ -302,6 +310,7 @@ class BoundField:
         self._theta = theta
         self.implicit, self.size = field.implicit, field.size
         self.split, self.join, self.joint = field.split, field.join, field.joint
+        self.is_arithmetic = field.is_arithmetic
 
     def __call__(self, t, y):
         return self._field(t, y, self._theta)

@@ -121,7 +121,8 @@ class Stats:
         num_steps: attempted steps.
         num_accepted: accepted steps.
         num_rejected: rejected steps.
-        num_f: evaluations of the field; of a `SplitODEProblem`, of its implicit part.
+        num_f: evaluations of the field; of a `SplitODEProblem`, of its implicit part. Steps that
+            are only taken once more to interpolate a save point do not count.
         num_implicit: accepted steps of an implicit method.
         num_switches: how often `solver="auto"` changed between its explicit and implicit method.
     """

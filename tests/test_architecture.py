@@ -31,6 +31,7 @@ FLOORS = (
         "sparsity",
     ),
     ("events", "jumps"),
+    ("components",),
     ("controllers", "fields", "stochastic_field", "split_field", "interpolation", "history"),
     ("solvers", "consistency"),
     ("happenings",),

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from keras_neuralde import components
 from keras_neuralde.adjoints.base import Adjoint, differentiable
 from keras_neuralde.integrate import (
     STATUS,
@@ -30,7 +31,10 @@ from keras_neuralde.integrate import (
     finish,
     integrate,
     outputs_of,
+    put_together,
+    repeating,
     run_segment,
+    taken_apart,
     write,
 )
 from keras_neuralde.solution import Status
@@ -74,7 +78,8 @@ class Discrete(Adjoint):
         # All checkpoints' worth of turns, as a power of two.
         segment = 1 << int(math.log2(task.checkpoints))
         slopes = task.plan.saves and task.time_gradient
-        plan = dataclasses.replace(task.plan, segment=segment, save_slopes=slopes)
+        own = repeating(task.plan, field, y0, terms.saves)
+        plan = dataclasses.replace(own, segment=segment, save_slopes=slopes)
         checkpoints, time_gradient = task.checkpoints, task.time_gradient
 
         def forward(bound, g, y0):
@@ -82,7 +87,7 @@ class Discrete(Adjoint):
             return outputs_of(outcome), (outcome, trail)
 
         def primal(bound, g, y0):
-            return outputs_of(integrate(task.plan, g, y0, bound))
+            return outputs_of(integrate(own, g, y0, bound))
 
         def backward(memory, bound, theta, y_bar, *told):
             outcome, trail = memory
@@ -118,14 +123,17 @@ def _forward(plan, g, y0, terms, checkpoints):
         slot = tf.where(due, trail.segments // trail.stride, checkpoints)
         slots = tf.nest.map_structure(lambda b, v: write(b, slot, v), trail.slots, carry)
         carry, ring, turns = run_segment(plan, g, terms, carry, trail.ring)
-        outputs = collect(plan, terms, ring, turns, outputs)
+        outputs = collect(plan, g, terms, ring, turns, outputs)
         decisions = write(trail.decisions, slot, _pack_decisions(ring, turns))
         trail = Trail(ring, turns, trail.segments + 1, slots, decisions, trail.stride)
         return carry, trail, outputs
 
+    apart = plan.repeats and components.pays(g, carry.y)
+    outputs = taken_apart(outputs) if apart else outputs
     carry, trail, outputs = tf.while_loop(
         lambda carry, *_: any_running(carry.control), turn_segment, (carry, trail, outputs)
     )
+    outputs = put_together(outputs) if apart else outputs
     return finish(plan, carry, outputs, terms), trail
 
 

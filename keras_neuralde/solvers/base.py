@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from keras_neuralde.interpolation import horner
+
 
 class Step(NamedTuple):
     """What one proposed step from `t` to `t_next` returns; all rows at once.
@@ -84,6 +86,10 @@ class Solver:
     #: Whether the method is one for stochastic equations (see `keras_neuralde.solvers.sde`).
     stochastic: bool = False
 
+    #: Whether a step is nothing but its start, its end and the field in between, so that it can be
+    #: taken once more.
+    repeatable: bool = False
+
     #: Whether a step can be interpolated; otherwise steps end on the save points.
     interpolates: bool = True
 
@@ -153,6 +159,22 @@ class Solver:
             A `Step`.
         """
         raise NotImplementedError
+
+    def inside(self, g, t, t_next, y, theta):
+        """A step once more, for the state inside it.
+
+        Args:
+            g: the field.
+            t: `(rows,)`, where it starts.
+            t_next: where it ends.
+            y: `(rows, width)`, the state at `t`.
+            theta: `(rows,)`, from 0 at the start to 1 at the end.
+
+        Returns:
+            `(y, dy/dθ)`, each `(rows, width)`.
+        """
+        dense = self.step(g, t, t_next, y, self.init(g, t, y), True).dense
+        return horner(y, tf.split(dense, self.dense_degree(), axis=1), theta[:, None])
 
     def advance(self, g, t, t_next, y, dense):
         """The step as a function of its start alone: what the discrete adjoint differentiates.
