@@ -171,7 +171,11 @@ def implicit_rows():
 
 def delay_rows():
     """Times of delay equations."""
-    names = {"keras_neuralde": "`tsit5` here", "jitcdde": "JiTCDDE"}
+    names = {
+        "keras_neuralde": "`tsit5` here",
+        "keras_neuralde_tighter": "`tsit5` here, a tenth of the tolerances",
+        "jitcdde": "JiTCDDE",
+    }
     return _times("delay", names)
 
 

@@ -193,7 +193,9 @@ def test_delay_equations_run_and_are_accurate():
     record = delay.main(["--smoke", "--peers", "--rounds", "1"])
     assert record["cases"].keys() == delay.CASES.keys()
     for case in record["cases"].values():
-        assert case["tools"]["keras_neuralde"]["error"] < 1e-6
+        tools = case["tools"]
+        assert tools["keras_neuralde"]["error"] < 1e-6
+        assert tools["keras_neuralde_tighter"]["error"] < 1e-7
 
 
 @pytest.mark.slow
