@@ -26,14 +26,17 @@ class Found(NamedTuple):
     Attributes:
         theta: `(channels, rows)`, the share of the step where each channel happens; infinite where
             it does not.
-        finite: `(rows,)` booleans, whether the conditions were.
+        ceased: `(rows,)`, where a condition is not finite any more; infinite where they are.
         piled: `(rows,)` booleans, whether an event happens again at the time where it has just
             happened.
+        nearest: `(channels, rows)`, for a root that is known to have happened and is not found: the
+            end of the step where its condition is nearer to zero.
     """
 
     theta: tf.Tensor
-    finite: tf.Tensor
+    ceased: tf.Tensor
     piled: tf.Tensor
+    nearest: tf.Tensor
 
 
 class Happenings:
@@ -84,7 +87,7 @@ class Happenings:
         if plan.solver.carries_slope and any(c.kind == PRESET for c in self.channels):
             state = tf.where(happened[:, None], plan.solver.init(g, t, y1), state)
         due, status = self._next_due(g, t, y1, number + 1, carry.control[4])
-        status = self._ended(fired, fired, y1, status)
+        status = self._ended(fired, y1, status)
         log = self._logbook.empty(t, y)
         log = self._logbook.write(log, t[None], fired[None], before[None], tf.constant(1))
         control = tf.concat([carry.control[:4], status[None], carry.control[5:]], 0)
@@ -125,7 +128,7 @@ class Happenings:
             tf.zeros((size, n, rows, width), dtype),
         )
 
-    def settle(self, plan, g, terms, before, after, record):
+    def settle(self, plan, g, terms, before, after, record, forced=None):
         """Decides what happened during a turn.
 
         Args:
@@ -135,6 +138,8 @@ class Happenings:
             before: the `Carry` before the turn.
             after: the `Carry` after it, from `integrate.attempt`.
             record: the turn's `Ring`.
+            forced: `(known, fired)`: when a recorded turn is repeated, its `(channels, rows)`
+                booleans replace the decision what happened where `known`.
 
         Returns:
             The new carry and the turn's `HybridRing`.
@@ -144,6 +149,8 @@ class Happenings:
         memory = before.memory
         inside = Inside(t, t_next, record.y, record.dense, plan.solver.dense_degree())
         found = self._find(g, inside, moved, memory, after.y)
+        if forced is not None:
+            found = self._recalled(found, *forced)
         first = tf.reduce_min(found.theta, axis=0)
         happened = moved & (first <= 1.0)
         eps = float(np.finfo(t.dtype.as_numpy_dtype).eps)
@@ -155,6 +162,12 @@ class Happenings:
         y_stop = tf.where(rooted[:, None], inside.state(first), after.y)
         status = after.control[4]
         together, status = self._thin(g, t_stop, y_stop, together, memory.number, status)
+        if forced is not None:
+            known, recorded = forced
+            together = tf.where(known, recorded & happened, together)
+        one = tf.ones_like(status)
+        over = together & (memory.counts >= self._limits)
+        together &= ~over
         fired = tf.cast(together, tf.int32)
         number = memory.number
 
@@ -175,14 +188,14 @@ class Happenings:
             return after.y, states, after.solver_state, memory.due, status
 
         y1, states, state, due, status = tf.cond(tf.reduce_any(happened), act, rest)
-        counts = memory.counts + fired
         # A step that was cut has not reached the end.
         cut = rooted & (t_stop != terms.t_end) & (status == float(Status.SUCCESS))
         status = tf.where(cut, -tf.ones_like(status), status)
-        status = self._ended(fired, counts, y1, status, happened)
-        wrong = moved & ~found.finite
-        one = tf.ones_like(status)
-        status = tf.where(found.piled, float(Status.MAX_EVENTS) * one, status)
+        status = self._ended(fired, y1, status, happened)
+        piled = found.piled | tf.reduce_any(over, axis=0)
+        status = tf.where(piled, float(Status.MAX_EVENTS) * one, status)
+        # Behind what ended the step it does not matter.
+        wrong = moved & (found.ceased <= tf.minimum(first, one))
         status = tf.where(wrong, float(Status.BAD_CONDITION) * one, status)
         control = tf.concat(
             [t_stop[None], after.control[1:4], status[None], after.control[5:]], axis=0
@@ -190,11 +203,11 @@ class Happenings:
         memory = Memory(
             due,
             tf.where(moved, fired, memory.fired),
-            counts,
+            memory.counts + fired,
             number + tf.cast(happened, tf.int32),
         )
         root = self._cutter(found.theta, together)
-        root = tf.where(rooted, root, -tf.ones_like(root))
+        root = tf.where(rooted & self._any(together, self.roots), root, -tf.ones_like(root))
         pinned = moved & self._at_stop(t_next, before.memory)
         record = HybridRing(
             tf.stack([t, t_stop, t_next]), record.y, record.dense, fired,
@@ -222,16 +235,23 @@ class Happenings:
             tf.constant(self.roots), tf.argmin(candidates, axis=0, output_type=tf.int32)
         )
 
-    def _ended(self, fired, counts, y, status, happened=True):
-        """The status after what happened: terminal events, too many of them, bad states."""
+    @property
+    def _limits(self):
+        """How often each channel may happen, `(channels, 1)`."""
+
+        def limit(channel):
+            endless = channel.kind == PRESET or channel.terminal or channel.max_events is None
+            return tf.int32.max if endless else channel.max_events
+
+        return tf.constant([[limit(channel)] for channel in self.channels])
+
+    def _ended(self, fired, y, status, happened=True):
+        """The status after what happened: terminal events, bad states."""
         one = tf.ones_like(status)
         for e, channel in enumerate(self.channels):
             now = fired[e] > 0
             if channel.terminal:
                 status = tf.where(now & (status < 0.0), float(Status.SUCCESS) * one, status)
-            elif channel.max_events is not None and channel.kind != PRESET:
-                over = now & (counts[e] > channel.max_events)
-                status = tf.where(over, float(Status.MAX_EVENTS) * one, status)
         finite = tf.math.is_finite(tf.reduce_sum(y, axis=1))
         wrong = happened & ~finite & (status <= 0.0)
         return tf.where(wrong, float(Status.NON_FINITE) * one, status)
@@ -279,11 +299,12 @@ class Happenings:
         """Where in the step each channel happens first."""
         infinity = tf.constant(float("inf"), y1.dtype)
         theta = [infinity + tf.zeros_like(inside.t) for _ in self.channels]
-        finite, piled = tf.ones_like(moved), tf.zeros_like(moved)
+        nearest, ceased, piled = list(theta), theta[0], tf.zeros_like(moved)
         if self.roots:
-            roots, finite, piled = self._roots.first(g, inside, moved, memory)
+            crossings = self._roots.first(g, inside, moved, memory)
+            ceased, piled = tf.reduce_min(crossings.ceased, axis=0), crossings.piled
             for place, e in enumerate(self.roots):
-                theta[e] = roots[place]
+                theta[e], nearest[e] = crossings.theta[place], crossings.nearest[place]
         for place, e in enumerate(self.stops):
             due = moved & (self.direction * inside.t_next == memory.due[place])
             theta[e] = tf.where(due, tf.ones_like(infinity), infinity)
@@ -292,7 +313,26 @@ class Happenings:
                 met = g.evaluate(channel.condition, inside.t_next, y1)
                 met = moved & tf.reshape(met, [y1.shape[0] or -1])
                 theta[e] = tf.where(met, tf.ones_like(infinity), infinity)
-        return Found(tf.stack(theta), finite, piled)
+        return Found(tf.stack(theta), ceased, piled, tf.stack(nearest))
+
+    def _recalled(self, found, known, fired):
+        """What was found, with what happened taken from a record where it is `known`.
+
+        A step that is computed again may differ in the last digits, and then a condition may change
+        its sign on the other side of the step's end.
+        """
+        infinity = tf.constant(float("inf"), found.theta.dtype)
+        parts = []
+        for e, channel in enumerate(self.channels):
+            theta = found.theta[e]
+            if channel.kind == ROOT:
+                there = tf.where(tf.math.is_finite(theta), theta, found.nearest[e])
+            else:
+                there = tf.ones_like(theta)
+            # Candidates of a bounded rate came at a known time, whether they were jumps or not.
+            other = theta if channel.bound is not None else infinity
+            parts.append(tf.where(known, tf.where(fired[e], there, other), theta))
+        return found._replace(theta=tf.stack(parts))
 
     def record(self, log, ring, turns):
         """The log with what happened in the first `turns` records of a ring."""

@@ -156,28 +156,33 @@ class Reverse:
                 own, state_bar, *bars = pull_back(tape, changed, sources, [given])
                 t_bar += tf.where(now, own, tf.zeros_like(own))
                 y_bar = tf.where(now[:, None], state_bar, y_bar)
-                # Where it happened nowhere, the affect may have no derivative anywhere.
-                any_now = tf.reduce_any(now)
-                bars = [tf.where(any_now, bar, tf.zeros_like(bar)) for bar in bars]
-                totals = [a + b for a, b in zip(totals, bars, strict=True)]
+                totals = self._added(totals, bars, now)
             y_bar += before_bar[e]
         y_stop_bar = y_bar
-        t, y = tf.identity(t), tf.identity(y)
-        sources = [t, y, *parameters, *captures, *variables]
         if slope is None:
             return t_bar, y_stop_bar, *totals
         moved = t_bar + tf.reduce_sum(y_stop_bar * slope, axis=1)
         for e in self._roots:
             if self._channels[e].held:
                 continue
+            now = root == e
+            at = rows_of(now)
+            here, there = tf.gather(t, at), tf.gather(y, at)
+            sources = [here, there, *parameters, *captures, *variables]
             with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
                 tape.watch(sources + theta)
-                value = number_of(bound, self._channels[e].condition, t, y)
-            by_t, by_y = pull_back(tape, value, [t, y], [tf.ones_like(value)])
-            rate = by_t + tf.reduce_sum(by_y * slope, axis=1)
-            weight = tf.where(root == e, -moved, tf.zeros_like(moved))
+                value = number_of(bound, self._channels[e].condition, here, there)
+            by_t, by_y = pull_back(tape, value, [here, there], [tf.ones_like(value)])
+            rate = by_t + tf.reduce_sum(by_y * tf.gather(slope, at), axis=1)
+            weight = tf.where(now, -moved, tf.zeros_like(moved))
             weight = tf.math.divide_no_nan(weight, rate)
-            bars = pull_back(tape, value, sources, [weight])
-            y_stop_bar += bars[1]
-            totals = [a + b for a, b in zip(totals, bars[2:], strict=True)]
+            _, state_bar, *bars = pull_back(tape, value, sources, [weight])
+            y_stop_bar += tf.where(now[:, None], state_bar, tf.zeros_like(state_bar))
+            totals = self._added(totals, bars, now)
         return t_bar, y_stop_bar, *totals
+
+    def _added(self, totals, bars, now):
+        """The sums; where something happened nowhere, it may have no derivative anywhere."""
+        any_now = tf.reduce_any(now)
+        bars = [tf.where(any_now, bar, tf.zeros_like(bar)) for bar in bars]
+        return [a + b for a, b in zip(totals, bars, strict=True)]

@@ -1,5 +1,7 @@
 """Where in a step conditions cross zero."""
 
+from typing import NamedTuple
+
 import numpy as np
 import tensorflow as tf
 
@@ -42,6 +44,24 @@ class Inside:
         return horner(self.y, self._parts, theta[:, None])[1] / self.length[:, None]
 
 
+class Crossings(NamedTuple):
+    """The first crossings of a step.
+
+    Attributes:
+        theta: `(roots, rows)`, the shares of the step where they are; infinite for none.
+        ceased: `(roots, rows)`, where a condition is not finite, no crossing before; infinite where
+            it is.
+        piled: `(rows,)` booleans, whether an event happens again at the time where it has just
+            happened.
+        nearest: `(roots, rows)`, 0 or 1, the end of the step where the condition is nearer to zero.
+    """
+
+    theta: tf.Tensor
+    ceased: tf.Tensor
+    piled: tf.Tensor
+    nearest: tf.Tensor
+
+
 class Roots:
     """Finds the crossings of the channels that are roots of a condition.
 
@@ -78,40 +98,63 @@ class Roots:
         return self._conditions(g, inside, times, [inside.state(share) for share in shares])
 
     def first(self, g, inside, moved, memory):
-        """The first crossing of each condition, `(roots, rows)`; see `Found`."""
+        """The first crossing of each condition.
+
+        What a condition is behind its crossing does not matter, nor behind that of another: the
+        step ends there. Where it ceases to be finite between two probes, the crossing is looked for
+        in the part where it is.
+
+        Args:
+            g: the field.
+            inside: the `Inside` of the step.
+            moved: `(rows,)` booleans, whether there is a step.
+            memory: the `Memory`.
+
+        Returns:
+            A `Crossings`.
+        """
         inside.levels = self._levels(memory.counts, inside.t.dtype)
         just_fired = tf.gather(memory.fired, self._places)
-        side, value, left_zero = self._sides(g, inside, just_fired)
-        zero = tf.zeros_like(value)
+        side, start, left_zero = self._sides(g, inside, just_fired)
+        zero, infinity = tf.zeros_like(start), tf.constant(float("inf"), start.dtype)
         wanted = tf.constant(
-            [[float(self._channels[e].direction)] for e in self._places], value.dtype
+            [[float(self._channels[e].direction)] for e in self._places], start.dtype
         )
-        finite = tf.reduce_all(tf.math.is_finite(value), axis=0)
-        missing = tf.logical_and(moved, tf.ones_like(value, tf.bool))
+        missing = moved & tf.math.is_finite(start)
 
-        def probe(j, missing, side, value, low, high, at_low, at_high, first, finite):
+        def right_way(side):
+            return (side != 0.0) & ((wanted == 0.0) | (wanted == -side))
+
+        def probe(j, missing, side, value, low, high, at_low, at_high, first):
             theta = zero + tf.cast(j, value.dtype) / _PROBES
             there = self._at(g, inside, theta)
-            finite &= tf.reduce_all(tf.math.is_finite(there), axis=0)
-            reached = missing & (side * there <= 0.0) & (side != 0.0)
-            counts = reached & ((wanted == 0.0) | (wanted == -side))
-            low = tf.where(counts, theta - 1.0 / _PROBES, low)
-            high = tf.where(counts, theta, high)
-            at_low, at_high = tf.where(counts, value, at_low), tf.where(counts, there, at_high)
-            first = tf.where(counts, side, first)
+            found = missing & (side * there <= 0.0) & right_way(side)
+            found |= missing & ~tf.math.is_finite(there)
+            low = tf.where(found, theta - 1.0 / _PROBES, low)
+            high = tf.where(found, theta, high)
+            at_low, at_high = tf.where(found, value, at_low), tf.where(found, there, at_high)
+            first = tf.where(found, side, first)
             turned = (side == 0.0) | (side * there < 0.0)
             side = tf.where(missing & turned, tf.sign(there), side)
-            return j + 1, missing & ~counts, side, there, low, high, at_low, at_high, first, finite
+            return j + 1, missing & ~found, side, there, low, high, at_low, at_high, first
 
-        loop = (tf.constant(1), missing, side, value, zero, zero, zero, zero, zero, finite)
+        loop = (tf.constant(1), missing, side, start, zero, zero, zero, zero, zero)
         walked = tf.while_loop(lambda j, *_: j <= _PROBES, probe, loop)
-        _, missing, _, _, low, high, at_low, at_high, side, finite = walked
-        hit = moved & ~missing
+        _, left, _, end, low, high, at_low, at_high, side = walked
+        hit = missing & ~left
         # A condition that begins at zero has no sign there: the search starts without a low end.
         blind = hit & left_zero & (low == 0.0)
-        root, lost = self._refine(g, inside, hit, side, low, high, at_low, at_high, blind)
-        root = tf.where(hit & ~lost, root, tf.constant(float("inf"), root.dtype))
-        return root, finite, tf.reduce_any(lost & (just_fired > 0), axis=0)
+        bracket = (low, high, at_low, at_high)
+        root, at_root, lost = self._refine(g, inside, hit, side, right_way(side), bracket, blind)
+        ceased = hit & ~tf.math.is_finite(at_root)
+        lost &= ~ceased
+        never = tf.where(moved & ~missing, zero, infinity)
+        return Crossings(
+            tf.where(hit & ~lost & ~ceased, root, infinity),
+            tf.where(ceased, root, never),
+            tf.reduce_any(lost & (just_fired > 0), axis=0),
+            tf.where(tf.abs(end) < tf.abs(start), tf.ones_like(zero), zero),
+        )
 
     def _sides(self, g, inside, fired):
         """On which side of zero each condition begins, and whether it begins at zero.
@@ -139,17 +182,19 @@ class Roots:
             zeros.append(at_zero)
         return tf.stack(sides), tf.stack(values), tf.stack(zeros)
 
-    def _refine(self, g, inside, hit, side, low, high, at_low, at_high, blind):
+    def _refine(self, g, inside, hit, side, counts, bracket, blind):
         """Narrows brackets by the Illinois method, with a bisection in every third turn.
 
         (Dowell & Jarratt, "A modified regula falsi method for computing the root of an equation",
         BIT 11, 1971.) Where the low end is not known, the high end is halved until a point before
-        the crossing is found.
+        the crossing is found. Where a condition is not finite counts as behind, and so does a sign
+        other than `side` where `counts`.
 
         Returns:
-            The ends behind the crossings, and whether no point before one was found: it follows
-            the last within the resolution of numbers.
+            The ends behind the crossings, the conditions there, and whether no point before one was
+            found: it follows the last within the resolution of numbers.
         """
+        low, high, at_low, at_high = bracket
         eps = float(np.finfo(low.dtype.as_numpy_dtype).eps)
         step = tf.abs(inside.t_next - inside.t)
         resolution = tf.abs(inside.t) + tf.abs(inside.t_next)
@@ -165,7 +210,7 @@ class Roots:
             good = going & ~blind & (secant > low) & (secant < high) & (k % 3 != 2)
             point = tf.where(good, secant, 0.5 * (low + high))
             there = self._at(g, inside, point)
-            behind = side * there <= 0.0
+            behind = (counts & (side * there <= 0.0)) | ~tf.math.is_finite(there)
             up, down = going & ~behind, going & behind
             # The value at an end that stays twice is halved, so that the other end moves too.
             at_high = tf.where(up & (last > 0), 0.5 * at_high, at_high)
@@ -184,5 +229,5 @@ class Roots:
             turn,
             loop,
         )
-        _, low, high, *_ = walked
-        return high, hit & blind & (low == 0.0) & (high <= tiny)
+        _, low, high, _, at_high, *_ = walked
+        return high, at_high, hit & blind & (low == 0.0) & (high <= tiny)
