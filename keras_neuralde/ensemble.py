@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_neuralde import rows, values
+from keras_neuralde import observation, rows, values
 from keras_neuralde.equations import TrajectorySeeds
 from keras_neuralde.events import as_events
 from keras_neuralde.execution import programs, tape_is_active
@@ -14,7 +14,7 @@ from keras_neuralde.jumps import JumpProblem
 from keras_neuralde.problems import DDEProblem, ODEProblem, SDEProblem, SplitODEProblem
 from keras_neuralde.programs import function_key
 from keras_neuralde.solution import Solution, SolveError, Stats, describe
-from keras_neuralde.solve import progress_bar, solve
+from keras_neuralde.solve import progress_bar, raise_on_failure, solve
 from keras_neuralde.spreading import Replicas
 
 _BATCH_SIZE = 16_384
@@ -279,6 +279,7 @@ class _Work(NamedTuple):
         if keywords.get("events"):
             keywords["events"] = [spread.batched(event) for event in as_events(keywords["events"])]
         chunks = []
+        throw = keywords.pop("throw", True)
         several = batch_size < count
         report = progress_bar() if progress and several else lambda done: None
         keywords["progress"] = progress and not several
@@ -291,8 +292,12 @@ class _Work(NamedTuple):
             batch = spread(indices)
             if jumps is not None:
                 batch = JumpProblem(batch, [spread.batched(jump) for jump in jumps])
-            sol = solve(batch, self.solver, batch_ndims=1, seed=noise, **keywords)
-            chunks.append(_cut(sol, min(batch_size, count - start), self.timed))
+            sol = solve(batch, self.solver, batch_ndims=1, seed=noise, throw=False, **keywords)
+            own = min(batch_size, count - start)
+            if throw and tf.executing_eagerly() and not observation.watched():
+                # Without the copies of the last trajectory.
+                raise_on_failure(sol._control.numpy()[:, :own], first)
+            chunks.append(_cut(sol, own, self.timed))
             report(min(1.0, (start + batch_size) / count))
         return _join(chunks, self.timed)
 

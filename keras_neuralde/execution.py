@@ -92,9 +92,15 @@ def run_eagerly(equation, settings, layout, inputs, shape, what):
         def program(inputs):
             return what(lifted, settings, layout, inputs, shape, gradient)
 
-        return program
+        return lifted, program
 
-    return programs.get(key, references, make)(inputs)
+    lifted, program = programs.get(key, references, make)
+    return _with_law(program(inputs), lifted, inputs)
+
+
+def _with_law(outputs, lifted, inputs):
+    """The outputs of a solve with its `Lifted.law`."""
+    return {**outputs, "law": lifted.law(inputs["p"])} if isinstance(outputs, dict) else outputs
 
 
 _differentiable: contextvars.ContextVar = contextvars.ContextVar("differentiable", default=True)
@@ -115,7 +121,8 @@ def run_in_graph(equation, settings, layout, inputs, shape, what):
     gradient = Gradient.EXPECTED if tape_is_active() else Gradient.POSSIBLE
     gradient = gradient if _differentiable.get() else Gradient.NEVER
     lifted = lift(equation, layout, inputs)
-    return what(lifted, settings, layout, inputs, shape, gradient)
+    outputs = what(lifted, settings, layout, inputs, shape, gradient)
+    return _with_law(outputs, lifted, inputs)
 
 
 def tape_is_active():
@@ -376,6 +383,8 @@ def _terms(layout, inputs, y0, shape, dense):
         bad |= tf.reduce_any(present[1:] & (ahead[1:] < ahead[:-1]), axis=0)
         bad |= tf.reduce_any(present[1:] & ~present[:-1], axis=0)
         t_end = t1 if dense else last
+    if shape.forwards:
+        bad |= direction < 0.0
     for lag in inputs.get("lags", ()):
         bad |= (per_row(lag) <= 0) | ~tf.math.is_finite(per_row(lag))
     steps = inputs["steps"]

@@ -200,8 +200,9 @@ def attempt(plan, g, terms, carry, forced=None):
         g: the field, `g(t, y)`.
         terms: the `Terms`.
         carry: the `Carry`.
-        forced: `(known, decision, kind)`: when a recorded turn is repeated, its `(rows,)` booleans
-            replace the decision where `known`, and the kind of step where the solver switches.
+        forced: `(known, decision, kind, fired)`: when a recorded turn is repeated, its `(rows,)`
+            booleans replace the decision where `known`, the kind of step where the solver switches,
+            and `(channels, rows)` booleans what happened.
 
     Returns:
         The new carry and the `Ring` entries of the turn.
@@ -229,7 +230,7 @@ def attempt(plan, g, terms, carry, forced=None):
         good &= step.ok
         finite &= step.ok
     if forced is not None:
-        known, decision, _ = forced
+        known, decision, *_ = forced
         good = tf.where(known, decision, good)
     accept = running & good
 
@@ -282,7 +283,8 @@ def attempt(plan, g, terms, carry, forced=None):
     record = Ring(times, carry.y, dense, kind[0] if kind else ())
     if plan.happenings is None:
         return new, record
-    return plan.happenings.settle(plan, g, terms, carry, new, record)
+    recalled = None if forced is None else (forced[0], forced[3])
+    return plan.happenings.settle(plan, g, terms, carry, new, record, recalled)
 
 
 def _next_time(plan, g, terms, t, h, accepted):
@@ -422,9 +424,9 @@ def run_segment(plan, g, terms, carry, ring, forced=None):
         terms: the `Terms`.
         carry: the `Carry` at the start of the segment.
         ring: the `Ring` to fill.
-        forced: `(known, decisions, kinds)`: whether the decisions of this segment are on record,
-            and they, `(segment, rows)` booleans; the kinds are an empty tuple unless the solver
-            switches.
+        forced: `(known, decisions, kinds, fired)`: whether the decisions of this segment are on
+            record, and they, `(segment, rows)` booleans; the kinds are an empty tuple unless the
+            solver switches, what happened, `(segment, channels, rows)`, unless something may.
 
     Returns:
         The carry, the ring and the number of turns.

@@ -128,3 +128,4 @@ class Shape:
     saves: str  # "none", "scalar", "shared" or "per_sample"
     time_gradient: bool
     on_grid: bool = False  # whether all save points are known to be ends of equal steps
+    forwards: bool = False  # whether time must not run backwards

@@ -107,6 +107,49 @@ def as_float(value, dtype, name):
         raise TypeError(f"`{name}` must be numeric. Received: {value!r}") from error
 
 
+def per_trajectory(value, t, name, dtype=None):
+    """What a user's function of a trajectory returned, as one number for each.
+
+    Args:
+        value: what it returned.
+        t: the time that it was given, of the batch shape.
+        name: how errors call the function, such as "rate(t, y, p)".
+        dtype: what it must return; `None` for the dtype of `t`.
+
+    Returns:
+        A tensor of the shape of `t`; a scalar stands for all trajectories.
+
+    Raises:
+        TypeError: for no number, or one of another dtype.
+        ValueError: for nothing, or another shape.
+    """
+    dtype = t.dtype if dtype is None else dtype
+    if value is None:
+        raise ValueError(
+            f"{name} must return a number for each trajectory. Received: None; is a `return` "
+            "missing?"
+        )
+    if not (tf.is_tensor(value) or is_tensor(value)) and tf.nest.is_nested(value):
+        raise TypeError(f"{name} must return a number for each trajectory. Received: {value!r}")
+    try:
+        value = tf.convert_to_tensor(value, dtype_hint=dtype)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name} must return a number for each trajectory. Received: {value!r}"
+        ) from error
+    if value.dtype != dtype:
+        kind = "booleans" if dtype == tf.bool else f"the dtype of `y`, {dtype.name}"
+        raise TypeError(f"{name} must return {kind}. Received: {value.dtype.name}")
+    if value.shape.rank == 0 and t.shape.rank:
+        value = value & (t == t) if dtype == tf.bool else value + tf.zeros_like(t)
+    if not value.shape.is_compatible_with(t.shape):
+        raise ValueError(
+            f"{name} must return a number for each trajectory, of shape {t.shape}. "
+            f"Received shape: {value.shape}"
+        )
+    return value
+
+
 def known(tensor):
     """The NumPy value of a tensor, or `None` inside a graph."""
     value = tf.get_static_value(tensor)

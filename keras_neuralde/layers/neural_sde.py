@@ -17,11 +17,22 @@ class StochasticLayer(DifferentialEquationLayer):
     """Base of `NeuralDSDE` and `NeuralSDE`: two inner models, a seed, and many trajectories."""
 
     noise = "diagonal"
+    #: The inner models, by the names of their arguments.
+    models: tuple = ("drift", "diffusion")
 
     def __init__(
-        self, drift, diffusion, t_span, solver, *, trajectories=None, seed=None, saveat=None,
-        time_dependent=False, **keywords,
-    ):  # fmt: skip
+        self,
+        drift,
+        diffusion,
+        t_span,
+        solver="sosri",
+        *,
+        trajectories=None,
+        seed=None,
+        saveat=None,
+        time_dependent=False,
+        **keywords,
+    ):
         super().__init__(t_span, solver, saveat=saveat, **keywords)
         if not self._solver.stochastic or self.noise not in self._solver.noises:
             fitting = [
@@ -31,32 +42,36 @@ class StochasticLayer(DifferentialEquationLayer):
                 f"{type(self).__name__} needs a solver for {self.noise} noise, one of {fitting}. "
                 f"Received: {solver!r}"
             )
-        for name, model in (("drift", drift), ("diffusion", diffusion)):
-            if not isinstance(model, keras.layers.Layer):
-                raise TypeError(
-                    f"`{name}` must be a Keras layer or model; wrap a function in a layer of your "
-                    f"own. Received: {model!r} of type {type(model).__name__}"
-                )
-        self.drift, self.diffusion = drift, diffusion
         self.trajectories = _count(trajectories)
         self.time_dependent = bool(time_dependent)
         self.seed = _seed(seed)
         self.seed_generator = keras.random.SeedGenerator(self.seed)
-        self._drift = PureModel(drift, self.state_dtype, self.time_dependent)
-        self._diffusion = PureModel(diffusion, self.state_dtype, self.time_dependent)
+        self.drift, self._drift = drift, self._pure("drift", drift)
+        self.diffusion, self._diffusion = diffusion, self._pure("diffusion", diffusion)
 
-    def _diffusion_shape(self, state_shape):
-        """The shape that the diffusion must return, without the batch axis."""
+    def _pure(self, name, model):
+        """An inner model as a function of its weights."""
+        if not isinstance(model, keras.layers.Layer):
+            raise TypeError(
+                f"`{name}` must be a Keras layer or model; wrap a function in a layer of your own. "
+                f"Received: {model!r} of type {type(model).__name__}"
+            )
+        return PureModel(model, self.state_dtype, self.time_dependent)
+
+    def _inner(self):
+        """The inner models that there are, by name, and as functions of their weights."""
+        pairs = {name: (getattr(self, name), getattr(self, f"_{name}")) for name in self.models}
+        return {name: pair for name, pair in pairs.items() if pair[1] is not None}
+
+    def _shape_of(self, name, state_shape):
+        """The shape that an inner model must return, without the batch axis."""
         return tuple(state_shape[1:])
 
     def build(self, input_shape):
         state_shape = _state_shape(input_shape)
         specs = [(None, 1), state_shape] if self.time_dependent else [state_shape]
-        expected = (
-            ("drift", self.drift, tuple(state_shape[1:])),
-            ("diffusion", self.diffusion, self._diffusion_shape(state_shape)),
-        )
-        for name, model, shape in expected:
+        for name, (model, _) in self._inner().items():
+            shape = self._shape_of(name, state_shape)
             output = self._build_inner(model, *specs)
             if not hasattr(output, "shape") or tuple(output.shape[1:]) != shape:
                 raise ValueError(
@@ -100,8 +115,8 @@ class StochasticLayer(DifferentialEquationLayer):
 
     def _advance_state(self, t, y):
         """Updates what the inner models change in training, once a call."""
-        self._drift.advance_state(t, y)
-        self._diffusion.advance_state(t, y)
+        for _, pure in self._inner().values():
+            pure.advance_state(t, y)
 
     def _outputs(self, solution, saveat, times):
         """What a call returns."""
@@ -171,10 +186,10 @@ class StochasticLayer(DifferentialEquationLayer):
         return (*leading, num_times, *state_shape[1:])
 
     def get_config(self):
+        inner = self._inner().items()
         return {
             **super().get_config(),
-            "drift": keras.saving.serialize_keras_object(self.drift),
-            "diffusion": keras.saving.serialize_keras_object(self.diffusion),
+            **{name: keras.saving.serialize_keras_object(model) for name, (model, _) in inner},
             "trajectories": self.trajectories,
             "seed": self.seed,
             "time_dependent": self.time_dependent,
@@ -183,8 +198,9 @@ class StochasticLayer(DifferentialEquationLayer):
     @classmethod
     def from_config(cls, config):
         config = dict(config)
-        for name in ("drift", "diffusion"):
-            config[name] = keras.saving.deserialize_keras_object(config[name])
+        for name in cls.models:
+            if isinstance(config[name], dict):
+                config[name] = keras.saving.deserialize_keras_object(config[name])
         return cls(**config)
 
 
@@ -235,24 +251,6 @@ class NeuralDSDE(StochasticLayer):
 
     noise = "diagonal"
 
-    def __init__(
-        self,
-        drift,
-        diffusion,
-        t_span,
-        solver="sosri",
-        *,
-        trajectories=None,
-        seed=None,
-        saveat=None,
-        time_dependent=False,
-        **keywords,
-    ):
-        super().__init__(
-            drift, diffusion, t_span, solver, trajectories=trajectories, seed=seed, saveat=saveat,
-            time_dependent=time_dependent, **keywords,
-        )  # fmt: skip
-
 
 @keras.saving.register_keras_serializable(package="keras_neuralde")
 class NeuralSDE(StochasticLayer):
@@ -292,8 +290,9 @@ class NeuralSDE(StochasticLayer):
             )
         self.noise_dim = int(noise_dim)
 
-    def _diffusion_shape(self, state_shape):
-        return (*state_shape[1:], self.noise_dim)
+    def _shape_of(self, name, state_shape):
+        shape = super()._shape_of(name, state_shape)
+        return (*shape, self.noise_dim) if name == "diffusion" else shape
 
     def get_config(self):
         return {**super().get_config(), "noise_dim": self.noise_dim}
