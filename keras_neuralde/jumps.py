@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_neuralde import values
+from keras_neuralde.checks import check_array, check_whole
 from keras_neuralde.events import RATE, ROOT, Happening
 from keras_neuralde.problems import ODEProblem, SDEProblem
 
@@ -45,9 +46,7 @@ class _Jump:
                 "`mark_sampler` must be a function mark_sampler(u, t, y, p) of uniform numbers. "
                 f"Received: {self.mark_sampler!r}"
             )
-        size = self.mark_size
-        if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
-            raise ValueError(f"`mark_size` must be an integer of at least 1. Received: {size!r}")
+        check_whole("mark_size", self.mark_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +116,8 @@ def _check_rate(name, value):
     if callable(value) or values.is_tensor(value):
         return
     try:
-        number = np.asarray(value, float)
-    except (TypeError, ValueError) as error:
+        number = check_array(name, value)
+    except TypeError as error:
         raise TypeError(
             f"`{name}` must be a number or a function {name}(t, y, p). Received: {value!r}"
         ) from error
@@ -345,9 +344,18 @@ def expectation(values, log_likelihood):
     >>> abs(float(tape.gradient(mean, rate)) - 2.0) < 0.3
     True
     """
-    values, log_likelihood = tf.convert_to_tensor(values), tf.convert_to_tensor(log_likelihood)
+    values, log_likelihood = (
+        _floating("values", values),
+        _floating("log_likelihood", log_likelihood),
+    )
+    if values.dtype != log_likelihood.dtype:
+        raise TypeError(
+            "`values` and `log_likelihood` must have one dtype. "
+            f"Received: {values.dtype.name} and {log_likelihood.dtype.name}"
+        )
     rank = log_likelihood.shape.rank
-    if rank < 1 or values.shape.rank < rank:
+    fits = values.shape[:rank].is_compatible_with(log_likelihood.shape)
+    if rank < 1 or values.shape.rank < rank or not fits:
         raise ValueError(
             "`values` must begin with the axes of `log_likelihood`, the trajectories last among "
             f"them. Received shapes: {values.shape} and {log_likelihood.shape}"
@@ -359,3 +367,14 @@ def expectation(values, log_likelihood):
     others = (tf.reduce_sum(values, axis, keepdims=True) - values) / tf.maximum(n - 1.0, 1.0)
     weight = tf.stop_gradient(values - others)
     return tf.reduce_mean(values + weight * (score - tf.stop_gradient(score)), axis)
+
+
+def _floating(name, given):
+    """A tensor of floating numbers."""
+    try:
+        tensor = tf.convert_to_tensor(given)
+    except (TypeError, ValueError):
+        tensor = None
+    if tensor is None or not tensor.dtype.is_floating:
+        raise TypeError(f"`{name}` must be a tensor of floating numbers. Received: {given!r}")
+    return tensor

@@ -1,9 +1,11 @@
 """`NeuralJumpSDE`: a stochastic equation with neural drift, diffusion, jumps and rate."""
 
+import numbers
+
 import keras
-import numpy as np
 import tensorflow as tf
 
+from keras_neuralde.checks import check_flag, check_not_negative
 from keras_neuralde.jumps import ConstantRateJump, JumpProblem, VariableRateJump
 from keras_neuralde.layers.base import PureModel
 from keras_neuralde.layers.neural_ode import _state_shape
@@ -83,7 +85,7 @@ class NeuralJumpSDE(StochasticLayer):
         if not isinstance(jump, keras.layers.Layer):
             raise TypeError(f"`jump` must be a Keras layer or model. Received: {jump!r}")
         modelled = isinstance(rate, keras.layers.Layer)
-        if not modelled and (isinstance(rate, bool) or not isinstance(rate, (int, float))):
+        if not modelled and (isinstance(rate, bool) or not isinstance(rate, numbers.Real)):
             raise TypeError(
                 f"`rate` must be a number, or a Keras layer or model. Received: {rate!r}"
             )
@@ -92,13 +94,11 @@ class NeuralJumpSDE(StochasticLayer):
                 "a model as `rate` needs `rate_bound`, a number that it does not exceed. "
                 "Received: rate_bound=None"
             )
-        limit = rate_bound if modelled else rate
-        if not (np.isfinite(limit) and limit >= 0):
-            name = "rate_bound" if modelled else "rate"
-            raise ValueError(f"`{name}` must not be negative or NaN. Received: {limit!r}")
-        self.jump, self.rate = jump, rate
-        self.rate_bound = None if rate_bound is None else float(rate_bound)
-        self.log_likelihood = bool(log_likelihood)
+        if rate_bound is not None:
+            rate_bound = _rate("rate_bound", rate_bound)
+        self.jump, self.rate = jump, rate if modelled else _rate("rate", rate)
+        self.rate_bound = rate_bound
+        self.log_likelihood = check_flag("log_likelihood", log_likelihood)
         self._jump = PureModel(jump, self.state_dtype, self.time_dependent)
         self._rate = None
         if modelled:
@@ -186,3 +186,11 @@ class NeuralJumpSDE(StochasticLayer):
         if isinstance(config["rate"], dict):
             config["rate"] = keras.saving.deserialize_keras_object(config["rate"])
         return super().from_config(config)
+
+
+def _rate(name, value):
+    """A number of jumps per unit of time."""
+    number = check_not_negative(name, value)
+    if number == float("inf"):
+        raise ValueError(f"`{name}` must be finite. Received: {value!r}")
+    return number
