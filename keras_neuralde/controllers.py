@@ -8,7 +8,7 @@ import dataclasses
 
 import tensorflow as tf
 
-from keras_neuralde.checks import check_number, check_positive
+from keras_neuralde.checks import check_not_negative, check_number, check_positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,8 @@ class PID:
         factor_max: the most a step may grow at once.
 
     Raises:
-        ValueError: for what is no number, or a safety or factor that is not positive.
+        ValueError: for what is no number, a safety that is not positive, or factors that do not
+            lie on both sides of 1.
     """
 
     P: float = 0.0
@@ -59,8 +60,9 @@ class PID:
     def __post_init__(self):
         for name in ("P", "I", "D"):
             check_number(name, getattr(self, name))
-        for name in ("safety", "factor_min", "factor_max"):
+        for name in ("safety", "factor_max"):
             check_positive(name, getattr(self, name))
+        check_not_negative("factor_min", self.factor_min)
         if not self.factor_min < 1.0 < self.factor_max:
             raise ValueError(
                 "`factor_min` must be below 1 and `factor_max` above it. "

@@ -649,7 +649,7 @@ CASES = {
         {
             **dict.fromkeys(("P", "I", "D"), (*NUMBERS, np.inf)),
             "safety": POSITIVE,
-            "factor_min": (*POSITIVE, 2.0),
+            "factor_min": (*SIZES, 2.0),
             "factor_max": (*POSITIVE, 0.5),
         },
     ),
