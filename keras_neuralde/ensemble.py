@@ -7,6 +7,13 @@ import numpy as np
 import tensorflow as tf
 
 from keras_neuralde import observation, rows, values
+from keras_neuralde.checks import (
+    check_array,
+    check_flag,
+    check_function,
+    check_keywords,
+    check_whole,
+)
 from keras_neuralde.equations import TrajectorySeeds
 from keras_neuralde.events import as_events
 from keras_neuralde.execution import programs, tape_is_active
@@ -14,7 +21,7 @@ from keras_neuralde.jumps import JumpProblem
 from keras_neuralde.problems import DDEProblem, ODEProblem, SDEProblem, SplitODEProblem
 from keras_neuralde.programs import function_key
 from keras_neuralde.solution import Solution, SolveError, Stats, describe
-from keras_neuralde.solve import progress_bar, raise_on_failure, solve
+from keras_neuralde.solve import SOLVE_KEYWORDS, progress_bar, raise_on_failure, solve
 from keras_neuralde.spreading import Replicas
 
 _BATCH_SIZE = 16_384
@@ -88,7 +95,7 @@ class EnsembleSolution(Solution):
         Raises:
             ValueError: for levels out of range, or times that were not saved.
         """
-        levels = tuple(float(level) for level in np.atleast_1d(quantiles))
+        levels = tuple(np.ravel(check_array("quantiles", quantiles)).tolist())
         if not all(0.0 <= level <= 1.0 for level in levels):
             raise ValueError(f"`quantiles` must lie between 0 and 1. Received: {quantiles!r}")
         if at is not None:
@@ -123,7 +130,7 @@ class EnsembleSolution(Solution):
                 "`at` needs save times that are known: give `saveat` as numbers or an array."
             )
         times = np.atleast_1d(known if self.timed else [])
-        wanted = np.asarray(at, times.dtype)
+        wanted = check_array("at", at).astype(times.dtype)
         slack = 1e-6 * np.ptp(times) if times.size else 0.0
         found = [np.flatnonzero(np.abs(times - time) <= slack) for time in np.ravel(wanted)]
         missing = [float(t) for t, i in zip(np.ravel(at), found, strict=True) if not i.size]
@@ -222,11 +229,13 @@ def solve_ensemble(
             "JumpProblem. "
             f"Received: {problem!r}"
         )
-    _check_count("trajectories", trajectories)
+    check_keywords("solve_ensemble", keywords, SOLVE_KEYWORDS)
+    check_whole("trajectories", trajectories)
+    check_flag("progress", progress)
     if batch_size is None:
         most = _DELAY_BATCH_SIZE if isinstance(problem, DDEProblem) else _BATCH_SIZE
         batch_size = min(trajectories, most)
-    _check_count("batch_size", batch_size)
+    check_whole("batch_size", batch_size)
     if "batch_ndims" in keywords:
         raise ValueError(
             "`solve_ensemble` makes the batch axis itself: write the problem for one trajectory, "
@@ -237,14 +246,14 @@ def solve_ensemble(
             "an ensemble keeps no record of its steps: list times in `saveat`, or call `solve` "
             "with batch_ndims=1. Received: dense=True"
         )
-    if vary is not None and not callable(vary):
-        raise TypeError(f"`vary` must be a function vary(problem, i, seed). Received: {vary!r}")
+    if vary is not None:
+        check_function("vary", vary, "vary(problem, i, seed)")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, (int, np.integer))):
         raise TypeError(f"`seed` must be an integer or None. Received: {seed!r}")
     shape = _shape(keywords.get("saveat"))
     if len(shape) > 1:
         raise ValueError(
-            "all trajectories of an ensemble share their save times: give a number or a 1-D array. "
+            "`saveat` must be a number or a 1-D array: trajectories share their save times. "
             f"Received shape: {shape}"
         )
     timed = len(shape) == 1
@@ -373,12 +382,7 @@ def _shape(saveat):
     """The shape of what a user gives as save times; `()` for none."""
     if saveat is None:
         return ()
-    return tuple(saveat.shape) if hasattr(saveat, "shape") else np.shape(saveat)
-
-
-def _check_count(name, value):
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"`{name}` must be an integer of at least 1. Received: {value!r}")
+    return tuple(saveat.shape) if hasattr(saveat, "shape") else check_array("saveat", saveat).shape
 
 
 class _Spread:

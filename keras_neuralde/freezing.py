@@ -9,6 +9,8 @@ the function smooth between them.
 import contextlib
 import threading
 
+from keras_neuralde.checks import check_function
+
 
 class _Local(threading.local):
     active: "Recording | None" = None
@@ -80,6 +82,7 @@ def freeze(function, *arguments):
     >>> abs(float(smooth(tf.constant(1.1))) - 0.332871) < 1e-3
     True
     """
+    check_function("function", function, "that calls `solve`")
     recording = Recording()
     with _use(recording):
         function(*arguments)

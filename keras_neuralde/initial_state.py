@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from keras_neuralde import consistency, execution
 from keras_neuralde.arguments import prepare
+from keras_neuralde.checks import check_whole
 from keras_neuralde.equations import kind_of
 from keras_neuralde.settings import Settings
 
@@ -40,6 +41,7 @@ def consistent_state(problem, *, batch_ndims=0, max_iterations=20):
     >>> nde.consistent_state(problem).numpy().tolist()
     [0.25, 0.75]
     """
+    check_whole("max_iterations", max_iterations)
     settings = Settings.make(
         "rodas5p", controller=None, norm="rms", max_steps=1, batch_ndims=batch_ndims,
         step_control="per_sample", adjoint="discrete", checkpoints=1, dt0=None, steps=None,

@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_neuralde import values
+from keras_neuralde.checks import check_whole
 from keras_neuralde.events import RATE, ROOT, Happening
 from keras_neuralde.problems import ODEProblem, SDEProblem
 
@@ -45,9 +46,7 @@ class _Jump:
                 "`mark_sampler` must be a function mark_sampler(u, t, y, p) of uniform numbers. "
                 f"Received: {self.mark_sampler!r}"
             )
-        size = self.mark_size
-        if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
-            raise ValueError(f"`mark_size` must be an integer of at least 1. Received: {size!r}")
+        check_whole("mark_size", self.mark_size)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,13 +3,24 @@
 import dataclasses
 from typing import Any
 
-import numpy as np
-
 from keras_neuralde import adjoints, controllers, solvers
+from keras_neuralde.checks import check_choice, check_flag, check_whole
 from keras_neuralde.solvers.delegated import warn_about_joint_steps
 
-_NORMS = ("rms", "max")
-_STEP_CONTROLS = ("per_sample", "joint")
+_NAMES = {"norm": ("rms", "max"), "step_control": ("per_sample", "joint")}
+_LEAST = {"max_steps": 1, "checkpoints": 1, "batch_ndims": 0, "max_record": 1}
+_FLAGS = ("dense", "throw", "progress")
+
+
+def check_each(**choices):
+    """Refuses keywords of `solve` that are wrong whatever the others are; knows a part of them."""
+    for name, value in choices.items():
+        if name in _NAMES:
+            check_choice(name, value, _NAMES[name])
+        elif name in _LEAST:
+            check_whole(name, value, _LEAST[name])
+        elif name in _FLAGS:
+            check_flag(name, value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +46,10 @@ class Settings:
     ):  # fmt: skip
         """Checks the choices and fills in what depends on the solver."""
         solver = solvers.get(solver)
-        _choice("norm", norm, _NORMS)
-        _choice("step_control", step_control, _STEP_CONTROLS)
-        _at_least("max_steps", max_steps, 1)
-        _at_least("checkpoints", checkpoints, 1)
-        _at_least("batch_ndims", batch_ndims, 0)
-        _at_least("max_record", max_record, 1)
+        check_each(
+            norm=norm, step_control=step_control, max_steps=max_steps, checkpoints=checkpoints,
+            batch_ndims=batch_ndims, max_record=max_record, dense=dense,
+        )  # fmt: skip
         adjoint = adjoints.get(adjoint)
         joint = step_control == "joint" and batch_ndims > 0
         if solver.delegated:
@@ -109,16 +118,6 @@ def _controller(solver, controller, dt0, steps):
             f"controller='constant' with dt0. Received: controller={controller!r}"
         )
     return controller
-
-
-def _choice(name, value, allowed):
-    if value not in allowed:
-        raise ValueError(f"`{name}` must be one of {list(allowed)}. Received: {value!r}")
-
-
-def _at_least(name, value, least):
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"`{name}` must be an integer of at least {least}. Received: {value!r}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ from keras_neuralde.interpolation import DenseOutput
 from keras_neuralde.jumps import Jumping, JumpProblem
 from keras_neuralde.problems import SDEProblem
 from keras_neuralde.refusals import refuse_alone, refuse_gradients
-from keras_neuralde.settings import Settings
+from keras_neuralde.settings import Settings, check_each
 from keras_neuralde.solution import Solution, SolveError, Stats, Status, describe
 
 
@@ -120,6 +120,7 @@ def solve(
     >>> abs(float(sol(0.25)) - 0.6065307) < 1e-4
     True
     """
+    check_each(batch_ndims=batch_ndims, throw=throw, progress=progress)
     events = as_events(events)
     happenings = [Happening.of(event) for event in events]
     jumping = isinstance(problem, JumpProblem)

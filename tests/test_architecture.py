@@ -12,6 +12,7 @@ FLOORS = (
     (
         "values",
         "slice_gradients",
+        "checks",
         "bounds",
         "programs",
         "captures",

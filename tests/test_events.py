@@ -439,7 +439,7 @@ def test_times_of_presets_at_the_door():
         dose = nde.PresetTimeEvent(times, lambda t, y, p: y + 1.0)
         with pytest.raises(ValueError, match=words):
             nde.solve(nde.ODEProblem(lambda t, y, p: y, 1.0, (0.0, 2.0)), events=[dose])
-    with pytest.raises(TypeError, match="`times` must be numbers"):
+    with pytest.raises(TypeError, match="`times` must be an array of numbers"):
         nde.PresetTimeEvent(None, lambda t, y, p: y)
     with pytest.raises(ValueError, match="`direction` must be"):
         nde.ContinuousEvent(height, direction=np.array([1, 1]))

@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_neuralde import adjoints, captures, controllers, solvers, values
+from keras_neuralde.checks import check_array
 from keras_neuralde.controllers import Constant
 from keras_neuralde.equations.base import Equation, Lifted, checked, spanning
 from keras_neuralde.fields import Field, Implicit
@@ -150,7 +151,7 @@ def _sparsity(problem, layout):
     if problem.jac_sparsity is None:
         return None
     n = layout.width
-    pattern = np.asarray(problem.jac_sparsity)
+    pattern = check_array("jac_sparsity", problem.jac_sparsity)
     if pattern.shape != (n, n):
         raise ValueError(
             f"`jac_sparsity` must be an array of shape ({n}, {n}), nonzero where the Jacobian may "

@@ -285,11 +285,8 @@ class Happenings:
             rate = number_of(g, channel.bound or channel.rate, t, y)
             wrong = ~((rate >= 0.0) & tf.math.is_finite(rate)) & (status < 0.0)
             status = tf.where(wrong, float(Status.BAD_RATE) * one, status)
-            wait = -tf.math.log(self._draws.uniforms(e, number, 1, t.dtype)[:, 0])
             positive = rate > 0.0
-            # Not at the very time of the last: a step must have a length.
-            least = 4.0 * float(np.finfo(t.dtype.as_numpy_dtype).eps) * tf.abs(s)
-            later = s + tf.maximum(wait / tf.where(positive, rate, one), least)
+            later = self._draws.after(s, tf.where(positive, rate, one), e, number)
             parts.append(tf.where(positive, later, infinity))
         if not parts:
             return (infinity + tf.zeros_like(t))[None], status

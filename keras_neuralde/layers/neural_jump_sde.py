@@ -1,9 +1,11 @@
 """`NeuralJumpSDE`: a stochastic equation with neural drift, diffusion, jumps and rate."""
 
+import numbers
+
 import keras
-import numpy as np
 import tensorflow as tf
 
+from keras_neuralde.checks import check_flag, check_not_negative
 from keras_neuralde.jumps import ConstantRateJump, JumpProblem, VariableRateJump
 from keras_neuralde.layers.neural_ode import _state_shape
 from keras_neuralde.layers.neural_sde import StochasticLayer
@@ -74,7 +76,7 @@ class NeuralJumpSDE(StochasticLayer):
     ):
         super().__init__(drift, diffusion, t_span, solver, **keywords)
         modelled = isinstance(rate, keras.layers.Layer)
-        if not modelled and not _is_number(rate):
+        if not modelled and (isinstance(rate, bool) or not isinstance(rate, numbers.Real)):
             raise TypeError(
                 f"`rate` must be a number, or a Keras layer or model. Received: {rate!r}"
             )
@@ -83,16 +85,13 @@ class NeuralJumpSDE(StochasticLayer):
                 "a model as `rate` needs `rate_bound`, a number that it does not exceed. "
                 "Received: rate_bound=None"
             )
-        if rate_bound is not None and not _is_number(rate_bound):
-            raise TypeError(f"`rate_bound` must be a number. Received: {rate_bound!r}")
-        for name, limit in (("rate_bound", rate_bound), ("rate", None if modelled else rate)):
-            if limit is not None and not (np.isfinite(limit) and limit >= 0):
-                raise ValueError(f"`{name}` must not be negative or NaN. Received: {limit!r}")
+        if rate_bound is not None:
+            rate_bound = _rate("rate_bound", rate_bound)
         self.jump, self._jump = jump, self._pure("jump", jump)
-        self.rate = rate if modelled else float(rate)
+        self.rate = rate if modelled else _rate("rate", rate)
         self._rate = self._pure("rate", rate) if modelled else None
-        self.rate_bound = None if rate_bound is None else float(rate_bound)
-        self.log_likelihood = bool(log_likelihood)
+        self.rate_bound = rate_bound
+        self.log_likelihood = check_flag("log_likelihood", log_likelihood)
 
     def _shape_of(self, name, state_shape):
         return (1,) if name == "rate" else super()._shape_of(name, state_shape)
@@ -152,5 +151,9 @@ class NeuralJumpSDE(StochasticLayer):
         }
 
 
-def _is_number(value):
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+def _rate(name, value):
+    """A number of jumps per unit of time."""
+    number = check_not_negative(name, value)
+    if number == float("inf"):
+        raise ValueError(f"`{name}` must be finite. Received: {value!r}")
+    return number

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_neuralde.checks import check_array
 from keras_neuralde.layers.base import PureModel
 from keras_neuralde.layers.neural_ode import NeuralODE, _state_shape
 from keras_neuralde.problems import ODEProblem
@@ -76,7 +77,7 @@ class NeuralODEMM(NeuralODE):
                 "`constraints` must be a function or Keras layer of y. "
                 f"Received: {constraints!r} of type {type(constraints).__name__}"
             )
-        mass = np.asarray(mass_matrix, dtype=float)
+        mass = check_array("mass_matrix", mass_matrix).astype(float)
         if mass.ndim != 2 or mass.shape[0] != mass.shape[1] or not np.all(np.isfinite(mass)):
             raise ValueError(
                 f"`mass_matrix` must be a finite square matrix. Received shape: {mass.shape}"

@@ -4,7 +4,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_neuralde import solvers
+from keras_neuralde import solvers, values
+from keras_neuralde.checks import check_flag, check_whole
 from keras_neuralde.equations import TrajectorySeeds
 from keras_neuralde.layers import request
 from keras_neuralde.layers.base import DifferentialEquationLayer, PureModel
@@ -42,8 +43,10 @@ class StochasticLayer(DifferentialEquationLayer):
                 f"{type(self).__name__} needs a solver for {self.noise} noise, one of {fitting}. "
                 f"Received: {solver!r}"
             )
-        self.trajectories = _count(trajectories)
-        self.time_dependent = bool(time_dependent)
+        if trajectories is not None:
+            trajectories = check_whole("trajectories", trajectories)
+        self.trajectories = trajectories
+        self.time_dependent = check_flag("time_dependent", time_dependent)
         self.seed = _seed(seed)
         self.seed_generator = keras.random.SeedGenerator(self.seed)
         self.drift, self._drift = drift, self._pure("drift", drift)
@@ -145,7 +148,7 @@ class StochasticLayer(DifferentialEquationLayer):
     def _path_seed(self, training, seed):
         """A fresh seed in training, always the same one otherwise, unless the call gives one."""
         if seed is not None:
-            return tf.cast(seed, tf.int32)
+            return _call_seed(seed)
         if training:
             return tf.bitcast(tf.cast(self.seed_generator.next(), tf.uint32), tf.int32)
         return self.seed
@@ -283,12 +286,7 @@ class NeuralSDE(StochasticLayer):
 
     def __init__(self, drift, diffusion, t_span, noise_dim, solver="lamba_em", **keywords):
         super().__init__(drift, diffusion, t_span, solver, **keywords)
-        whole = isinstance(noise_dim, (int, np.integer)) and not isinstance(noise_dim, bool)
-        if not whole or noise_dim < 1:
-            raise ValueError(
-                f"`noise_dim` must be an integer of at least 1. Received: {noise_dim!r}"
-            )
-        self.noise_dim = int(noise_dim)
+        self.noise_dim = check_whole("noise_dim", noise_dim)
 
     def _shape_of(self, name, state_shape):
         shape = super()._shape_of(name, state_shape)
@@ -298,21 +296,22 @@ class NeuralSDE(StochasticLayer):
         return {**super().get_config(), "noise_dim": self.noise_dim}
 
 
-def _count(trajectories):
-    if trajectories is None:
-        return None
-    whole = isinstance(trajectories, (int, np.integer)) and not isinstance(trajectories, bool)
-    if not whole or trajectories < 1:
-        raise ValueError(
-            f"`trajectories` must be an integer of at least 1 or None. Received: {trajectories!r}"
-        )
-    return int(trajectories)
-
-
 def _words(seed):
     """An integer seed as two words, as `solve` takes it apart."""
     words = [seed % 2**32, (seed >> 32) % 2**32]
     return tf.constant(np.array(words, np.uint32).view(np.int32))
+
+
+def _call_seed(seed):
+    """The seed of a call as int32."""
+    given = tf.convert_to_tensor(seed) if values.is_tensor(seed) else np.asarray(seed)
+    if not tf.as_dtype(given.dtype).is_integer:
+        raise TypeError(
+            f"`seed` of a call must be an integer or a tensor of integers. Received: {seed!r}"
+        )
+    if isinstance(seed, int) and not -(2**31) <= seed < 2**31:
+        raise ValueError(f"`seed` of a call must fit into 32 bits. Received: {seed!r}")
+    return tf.cast(given, tf.int32)
 
 
 def _seed(seed):

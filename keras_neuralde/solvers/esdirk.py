@@ -4,12 +4,13 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from keras_neuralde.checks import check_whole
 from keras_neuralde.solution import Status
 from keras_neuralde.solvers.base import Solver, Step, pull_back
 from keras_neuralde.solvers.explicit_rk import combine
 from keras_neuralde.solvers.iteration_matrix import LinearSolver, iteration_matrix
 from keras_neuralde.solvers.newton import solve_stage
-from keras_neuralde.tableaus import ESDIRK
+from keras_neuralde.tableaus import ESDIRK, ESDIRKTableau
 
 
 class StageSlopes(NamedTuple):
@@ -65,12 +66,12 @@ class DiagonallyImplicit(Solver):
                     f"Received: {tableau!r}"
                 )
             tableau = ESDIRK[tableau]
-        if not isinstance(newton_limit, int) or newton_limit < 2:
-            raise ValueError(
-                f"`newton_limit` must be an integer of at least 2. Received: {newton_limit!r}"
+        if not isinstance(tableau, ESDIRKTableau):
+            raise TypeError(
+                f"`tableau` must be a name or of type ESDIRKTableau. Received: {tableau!r}"
             )
         self.tableau = tableau
-        self.newton_limit = newton_limit
+        self.newton_limit = check_whole("newton_limit", newton_limit, 2)
         self.linear_solver = LinearSolver.get(linear_solver)
         self.name = tableau.name
         self.order = tableau.order

@@ -5,7 +5,7 @@ import tensorflow as tf
 from keras_neuralde import components
 from keras_neuralde.interpolation import horner
 from keras_neuralde.solvers.base import Solver, Step, pull_back
-from keras_neuralde.tableaus import EXPLICIT
+from keras_neuralde.tableaus import EXPLICIT, ButcherTableau
 
 
 def combine(weights, vectors):
@@ -46,6 +46,10 @@ class ExplicitRungeKutta(Solver):
                     f"Received: {tableau!r}"
                 )
             tableau = EXPLICIT[tableau]
+        if not isinstance(tableau, ButcherTableau):
+            raise TypeError(
+                f"`tableau` must be a name or of type ButcherTableau. Received: {tableau!r}"
+            )
         self.tableau = tableau
         self.name = tableau.name
         self.order = tableau.order

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from keras_neuralde.checks import check_whole
 from keras_neuralde.solvers import banded
 from keras_neuralde.solvers.factorization import UNROLLED, factor
 from keras_neuralde.solvers.krylov import (
@@ -58,9 +59,7 @@ class LinearSolver:
                 "linear_solver='given' needs a `preconditioner` that solves exactly. Received: None"
             )
         for name in ("size", "restarts"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be a positive integer. Received: {value!r}")
+            check_whole(name, getattr(self, name))
 
     @classmethod
     def get(cls, identifier):

@@ -106,4 +106,6 @@ def splitting(identifier):
 
 def serialize(solver):
     """A plain dictionary from which `get` makes the solver again."""
+    if not isinstance(solver, Solver):
+        raise TypeError(f"`solver` must be a solver object. Received: {solver!r}")
     return {"class_name": type(solver).__name__, "config": solver.get_config()}

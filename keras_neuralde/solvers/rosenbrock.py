@@ -13,7 +13,7 @@ from keras_neuralde.solvers.iteration_matrix import (
     outer_sum,
     times_mass,
 )
-from keras_neuralde.tableaus import ROSENBROCK
+from keras_neuralde.tableaus import ROSENBROCK, RosenbrockTableau
 
 
 class Rosenbrock(Solver):
@@ -48,6 +48,10 @@ class Rosenbrock(Solver):
                     f"Received: {tableau!r}"
                 )
             tableau = ROSENBROCK[tableau]
+        if not isinstance(tableau, RosenbrockTableau):
+            raise TypeError(
+                f"`tableau` must be a name or of type RosenbrockTableau. Received: {tableau!r}"
+            )
         self.tableau = tableau
         self.linear_solver = LinearSolver.get(linear_solver)
         self.name = tableau.name
