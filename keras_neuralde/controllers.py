@@ -5,6 +5,8 @@ three accepted attempts to the factor by which the step changes.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -13,7 +15,7 @@ import tensorflow as tf
 class Constant:
     """Steps of the fixed size `dt0`; the last one is cut to end exactly on the final time."""
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {}
 
 
@@ -51,15 +53,15 @@ class PID:
     factor_min: float = 0.2
     factor_max: float = 10.0
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @property
-    def looks_back(self):
+    def looks_back(self) -> bool:
         """Whether earlier errors have a say."""
         return bool(self.P or self.D)
 
-    def factor(self, error, earlier, order):
+    def factor(self, error: tf.Tensor, earlier: Sequence[tf.Tensor], order: float) -> tf.Tensor:
         """The factor for the next step.
 
         Args:
@@ -98,7 +100,7 @@ def _power(squared, exponent, floor):
     return tf.cast(scale * (1.0 + f - f * (1.0 - f) * (0.3041 + 0.0791 * f)), squared.dtype)
 
 
-_NAMED = {
+_NAMED: dict[str, Constant | PID] = {
     "constant": Constant(),
     "I": PID(),
     "PI": PID(P=0.4, I=0.3),
@@ -106,12 +108,13 @@ _NAMED = {
 }
 
 
-def get(identifier):
+def get(identifier: str | dict | Constant | PID) -> Constant | PID:
     """The controller for a name (`constant`, `I`, `PI`, `PID`), a config or a controller."""
     if isinstance(identifier, (Constant, PID)):
         return identifier
     if isinstance(identifier, dict):
-        kind = {"Constant": Constant, "PID": PID}.get(str(identifier.get("class_name")))
+        kinds: dict[str, type[Constant] | type[PID]] = {"Constant": Constant, "PID": PID}
+        kind = kinds.get(str(identifier.get("class_name")))
         if kind is not None:
             return kind(**identifier.get("config", {}))
     if isinstance(identifier, str) and identifier in _NAMED:
@@ -122,12 +125,21 @@ def get(identifier):
     )
 
 
-def serialize(controller):
+def serialize(controller: Constant | PID) -> dict[str, Any]:
     """The config from which `get` makes the controller again."""
     return {"class_name": type(controller).__name__, "config": controller.get_config()}
 
 
-def initial_step(g, t, t_end, y, k1, direction, scale, order):
+def initial_step(
+    g: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    t: tf.Tensor,
+    t_end: tf.Tensor,
+    y: tf.Tensor,
+    k1: tf.Tensor,
+    direction: tf.Tensor,
+    scale: tf.Tensor,
+    order: float,
+) -> tf.Tensor:
     """The first step of an adaptive method (Hairer, Nørsett & Wanner I, II.4).
 
     Costs one evaluation of the field, inside the time span.

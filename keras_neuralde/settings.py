@@ -1,15 +1,13 @@
 """The choices of a solve that are part of its program."""
 
 import dataclasses
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from keras_neuralde import adjoints, controllers, solvers
+from keras_neuralde.options import Norm, StepControl
 from keras_neuralde.solvers.delegated import warn_about_joint_steps
-
-_NORMS = ("rms", "max")
-_STEP_CONTROLS = ("per_sample", "joint")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +33,8 @@ class Settings:
     ):  # fmt: skip
         """Checks the choices and fills in what depends on the solver."""
         solver = solvers.get(solver)
-        _choice("norm", norm, _NORMS)
-        _choice("step_control", step_control, _STEP_CONTROLS)
+        _choice("norm", norm, get_args(Norm))
+        _choice("step_control", step_control, get_args(StepControl))
         _at_least("max_steps", max_steps, 1)
         _at_least("checkpoints", checkpoints, 1)
         _at_least("batch_ndims", batch_ndims, 0)

@@ -85,7 +85,7 @@ def to_tensor(leaf, dtype):
             return tf.convert_to_tensor(leaf.astype(dtype.as_numpy_dtype))
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"expected a rectangular array of numbers. Received: {leaf}"
+                f"states and parameters must be rectangular arrays of numbers. Received: {leaf}"
             ) from error
     tensor = tf.convert_to_tensor(leaf)
     if not (tensor.dtype.is_floating or tensor.dtype.is_integer or tensor.dtype.is_bool):

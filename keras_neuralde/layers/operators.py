@@ -1,10 +1,18 @@
 """Derivatives in space as layers, for partial differential equations by the method of lines."""
 
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias, Unpack, get_args
+
 import keras
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
-_BORDERS = ("dirichlet", "neumann", "periodic")
+from keras_neuralde.options import LayerKeywords
+from keras_neuralde.typing import TensorLike
+
+Border: TypeAlias = Literal["dirichlet", "neumann", "periodic"]
+"""The names that `border=` takes."""
 
 
 class _Operator(keras.layers.Layer):
@@ -21,7 +29,7 @@ class _Operator(keras.layers.Layer):
     def compute_output_spec(self, inputs):
         return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.pop("autocast", None)
         return config
@@ -59,7 +67,15 @@ class FiniteDifference(_Operator):
     array([2., 2., 2.])
     """
 
-    def __init__(self, derivative, spacing, border="periodic", value=0.0, axis=-1, **keywords):
+    def __init__(
+        self,
+        derivative: Literal[1, 2],
+        spacing: float,
+        border: Border = "periodic",
+        value: float | Sequence[float] = 0.0,
+        axis: int = -1,
+        **keywords: Unpack[LayerKeywords],
+    ) -> None:
         super().__init__(**keywords)
         if derivative not in (1, 2):
             raise ValueError(f"`derivative` must be 1 or 2. Received: {derivative!r}")
@@ -81,7 +97,7 @@ class FiniteDifference(_Operator):
             )
         self.built = True
 
-    def call(self, inputs):
+    def call(self, inputs: TensorLike) -> tf.Tensor:
         u = tf.convert_to_tensor(inputs)
         h, axis, size = self.spacing, self.axis % u.shape.rank, u.shape[self.axis]
 
@@ -102,7 +118,7 @@ class FiniteDifference(_Operator):
             return (right - left) / (2.0 * h)
         return (left - 2.0 * u + right) / h**2
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "derivative": self.derivative,
@@ -134,7 +150,14 @@ class Laplacian(_Operator):
     True
     """
 
-    def __init__(self, spacing, border="periodic", value=0.0, axis=-1, **keywords):
+    def __init__(
+        self,
+        spacing: float | Sequence[float],
+        border: Border | Sequence[Border] = "periodic",
+        value: npt.ArrayLike = 0.0,
+        axis: int = -1,
+        **keywords: Unpack[LayerKeywords],
+    ) -> None:
         super().__init__(**keywords)
         spacings = list(spacing) if np.ndim(spacing) else [spacing]
         count = len(spacings)
@@ -161,10 +184,10 @@ class Laplacian(_Operator):
             part.build(input_shape)
         self.built = True
 
-    def call(self, inputs):
+    def call(self, inputs: TensorLike) -> tf.Tensor:
         return tf.add_n([part(inputs) for part in self._parts])
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "spacing": self.spacing,
@@ -199,7 +222,13 @@ class SpectralDerivative(_Operator):
     True
     """
 
-    def __init__(self, derivative, length, axis=-1, **keywords):
+    def __init__(
+        self,
+        derivative: int,
+        length: float,
+        axis: int = -1,
+        **keywords: Unpack[LayerKeywords],
+    ) -> None:
         super().__init__(**keywords)
         if isinstance(derivative, bool) or not isinstance(derivative, int) or derivative < 1:
             raise ValueError(f"`derivative` must be a positive integer. Received: {derivative!r}")
@@ -224,7 +253,7 @@ class SpectralDerivative(_Operator):
         self._matrix = columns.real
         self.built = True
 
-    def call(self, inputs):
+    def call(self, inputs: TensorLike) -> tf.Tensor:
         u = tf.convert_to_tensor(inputs)
         axis = self.axis % u.shape.rank
         order = [*(i for i in range(u.shape.rank) if i != axis), axis]
@@ -232,7 +261,7 @@ class SpectralDerivative(_Operator):
         product = tf.linalg.matvec(tf.constant(self._matrix, u.dtype), moved)
         return tf.transpose(product, np.argsort(order))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "derivative": self.derivative,
@@ -249,8 +278,8 @@ def _positive(name, value):
 
 
 def _border(border):
-    if border not in _BORDERS:
-        raise ValueError(f"`border` must be one of {list(_BORDERS)}. Received: {border!r}")
+    if border not in get_args(Border):
+        raise ValueError(f"`border` must be one of {list(get_args(Border))}. Received: {border!r}")
     return border
 
 

@@ -1,12 +1,15 @@
 """What L-BFGS and BFGS share: options, the accepted iteration, and when it is the last one."""
 
+from typing import Any, Literal, TypeAlias, get_args
+
 import tensorflow as tf
 
 from keras_neuralde.freezing import freeze
 from keras_neuralde.optimizers.closure import ClosureOptimizer, flat_closure, flatten, unflatten
 from keras_neuralde.optimizers.line_search import Point, Progress, iterate
 
-_ENGINES = ("native", "tfp")
+Engine: TypeAlias = Literal["native", "tfp"]
+"""The names that `engine=` takes."""
 
 
 class QuasiNewton(ClosureOptimizer):
@@ -28,15 +31,15 @@ class QuasiNewton(ClosureOptimizer):
 
     def __init__(
         self,
-        name,
-        initial_step_norm,
-        engine,
-        gradient_tolerance,
-        loss_tolerance,
-        max_evaluations,
-        freeze_steps,
-        **keywords,
-    ):
+        name: str,
+        initial_step_norm: float | None,
+        engine: Engine,
+        gradient_tolerance: float,
+        loss_tolerance: float,
+        max_evaluations: int,
+        freeze_steps: bool,
+        **keywords: Any,
+    ) -> None:
         super().__init__(name=name, **keywords)
         if not isinstance(freeze_steps, bool):
             raise TypeError(f"`freeze_steps` must be True or False. Received: {freeze_steps!r}")
@@ -51,8 +54,10 @@ class QuasiNewton(ClosureOptimizer):
         ):
             if not value >= 0:
                 raise ValueError(f"`{key}` must not be negative. Received: {value!r}")
-        if engine not in _ENGINES:
-            raise ValueError(f"`engine` must be one of {list(_ENGINES)}. Received: {engine!r}")
+        if engine not in get_args(Engine):
+            raise ValueError(
+                f"`engine` must be one of {list(get_args(Engine))}. Received: {engine!r}"
+            )
         self.initial_step_norm = None if initial_step_norm is None else float(initial_step_norm)
         self.engine = engine
         self.gradient_tolerance = float(gradient_tolerance)

@@ -9,7 +9,7 @@ from keras_neuralde.solvers.base import Solver, Step, pull_back
 from keras_neuralde.solvers.explicit_rk import combine
 from keras_neuralde.solvers.iteration_matrix import LinearSolver, iteration_matrix
 from keras_neuralde.solvers.newton import solve_stage
-from keras_neuralde.tableaus import ESDIRK
+from keras_neuralde.tableaus import ESDIRK, ESDIRKTableau
 
 
 class StageSlopes(NamedTuple):
@@ -57,7 +57,12 @@ class DiagonallyImplicit(Solver):
     carries_slope = True
     counts_evaluations = True
 
-    def __init__(self, tableau="kvaerno5", newton_limit=10, linear_solver="auto"):
+    def __init__(
+        self,
+        tableau: str | ESDIRKTableau = "kvaerno5",
+        newton_limit: int = 10,
+        linear_solver: str | dict | LinearSolver = "auto",
+    ) -> None:
         if isinstance(tableau, str):
             if tableau not in ESDIRK:
                 raise ValueError(

@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from keras_neuralde.solvers.base import Solver, Step, pull_back
-from keras_neuralde.tableaus import EXPLICIT
+from keras_neuralde.tableaus import EXPLICIT, ButcherTableau
 
 
 def combine(weights, vectors):
@@ -36,7 +36,7 @@ class ExplicitRungeKutta(Solver):
     5
     """
 
-    def __init__(self, tableau="tsit5"):
+    def __init__(self, tableau: str | ButcherTableau = "tsit5") -> None:
         if isinstance(tableau, str):
             if tableau not in EXPLICIT:
                 raise ValueError(
