@@ -38,10 +38,11 @@ def scripts():
 
 
 def title_and_text(script):
-    """The first line of a script's docstring, and its first paragraph after that."""
+    """The first line of a docstring, and the paragraphs after it to the end of a sentence."""
     docstring = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8")))
-    title, _, rest = docstring.partition("\n\n")
-    return title.replace("\n", " "), rest.partition("\n\n")[0].replace("\n", " ")
+    title, *paragraphs = docstring.split("\n\n")
+    ends = [i + 1 for i, paragraph in enumerate(paragraphs) if paragraph.endswith(".")]
+    return title.replace("\n", " "), "\n\n".join(paragraphs[: ends[0]])
 
 
 def run(script):
@@ -68,7 +69,7 @@ def page():
             continue
         kept = record[script.stem]
         title, text = title_and_text(script)
-        lines += [f"## {title.rstrip('.')}", "", f"`examples/{script.name}`. {text}", ""]
+        lines += [f"## {title.rstrip('.')}", "", f"`examples/{script.name}`", "", text, ""]
         for picture in kept["pictures"]:
             lines += [f"![{title}](images/{picture})", ""]
         if "seconds" in kept:

@@ -180,7 +180,7 @@ def draw(found, path):
     z = np.linspace(-3.0, 3.0, 101)
     saturation = model.get_layer("saturation")
     axes[0, 0].plot(z, saturation(z[:, None]), "--", color=ORANGE, label="its activation")
-    axes[0, 0].set(title="1. Activation: z' = -c z³", xlabel="x", xlim=(-3, 3))
+    axes[0, 0].set(title="1. Activation: z' = -c z³", xlabel="x", ylabel="y", xlim=(-3, 3))
     axes[0, 0].legend(loc="upper left")
 
     rates, curves = oscillations(1000, 200)

@@ -124,7 +124,7 @@ def draw(control, costs, path):
         ax.plot(times, y[:, :, 0].numpy().T, color="#0072B2", alpha=0.4, lw=0.8)
         ax.set(xlabel="t", ylabel="position x", title=title, ylim=(-4, 4))
     axes[2].plot(costs, color="black", lw=0.8)
-    axes[2].set(xlabel="train step", ylabel="mean cost", title="cost of fresh paths", yscale="log")
+    axes[2].set(xlabel="train step", ylabel="mean cost", title="cost of fresh paths")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

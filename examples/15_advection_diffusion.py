@@ -100,7 +100,7 @@ def draw(field, path):
             cmap="RdBu_r" if values is error else "viridis",
         )  # fmt: skip
         ax.set(xlabel="t", title=title)
-        figure.colorbar(image, ax=ax)
+        figure.colorbar(image, ax=ax, label="u")
     axes[0].set_ylabel("z")
     figure.savefig(path, dpi=120)
     plt.close(figure)

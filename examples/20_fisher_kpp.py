@@ -111,12 +111,12 @@ def draw(result, reaction, field, path):
             cmap="RdBu_r" if values is error else "viridis",
         )  # fmt: skip
         ax.set(xlabel="t", title=title)
-        figure.colorbar(image, ax=ax)
+        figure.colorbar(image, ax=ax, label="u")
     axes[0].set_ylabel("x")
     u = np.linspace(0.0, 1.0, 101)
     axes[3].plot(u, u * (1.0 - u), "k", label="u (1 - u)")
     learned = reaction(tf.constant(u), result.minimizer["weights"])
-    axes[3].plot(u, learned, "--", color="tab:orange", label="network")
+    axes[3].plot(u, learned, "--", color="#D55E00", label="network")
     axes[3].set(xlabel="u", title="reaction")
     axes[3].legend()
     figure.savefig(path, dpi=120)

@@ -72,7 +72,7 @@ def draw(result, path):
             vmin=-largest if signed else 0.0, vmax=largest, cmap="RdBu_r" if signed else "viridis",
         )  # fmt: skip
         ax.set(xlabel="t", title=title)
-        figure.colorbar(image, ax=ax)
+        figure.colorbar(image, ax=ax, label="u")
     axes[0].set_ylabel("x")
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -73,7 +73,7 @@ def draw(result, path):
     fit = np.exp(solve(result.minimizer, fine))
     ax.plot(years[0] + fine, fit, color="#0072B2", label="delayed logistic, fit")
     ax.plot(years, counts, "o", color="#D55E00", mfc="none", label="lynx pelts")
-    ax.set(xlabel="year", ylabel="thousands", xticks=np.arange(1900, 1921, 4))
+    ax.set(xlabel="year", ylabel="pelts (thousands)", xticks=np.arange(1900, 1921, 4))
     ax.set_yscale("log")
     ax.set_yticks([5, 10, 20, 40], labels=["5", "10", "20", "40"])
     ax.minorticks_off()

@@ -77,8 +77,8 @@ def draw(path, count):
         y = nde.solve(problem, saveat=times, events=[GROUND]).y
         axes[1].plot(times, y[:, 0], color=colour, lw=1.2, label=f"{name}, e = {value:.4f}")
     axes[1].plot(END, TARGET, "k*", label="wanted")
-    axes[1].set(xlabel="t [s]", ylabel="height [m]")
-    axes[1].legend(loc="upper right", fontsize=8)
+    axes[1].set(xlabel="t [s]", ylabel="height [m]", ylim=(-2.5, 65.0))
+    axes[1].legend(loc="upper center", ncols=3, fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

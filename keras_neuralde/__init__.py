@@ -8,7 +8,6 @@ from keras_neuralde import optimizers as optimizers
 from keras_neuralde import plot as plot
 from keras_neuralde import solvers as solvers
 from keras_neuralde.ensemble import EnsembleSolution as EnsembleSolution
-from keras_neuralde.ensemble import Summary as Summary
 from keras_neuralde.ensemble import solve_ensemble as solve_ensemble
 from keras_neuralde.environment import show_versions as show_versions
 from keras_neuralde.events import ContinuousEvent as ContinuousEvent
@@ -48,6 +47,7 @@ from keras_neuralde.solution import SolveError as SolveError
 from keras_neuralde.solution import Stats as Stats
 from keras_neuralde.solution import Status as Status
 from keras_neuralde.solve import solve as solve
+from keras_neuralde.summary import Summary as Summary
 from keras_neuralde.training import ClosureTrainer as ClosureTrainer
 from keras_neuralde.training import Model as Model
 

@@ -71,14 +71,18 @@ def make_box(bounds, parameters, start):
         raise ValueError(
             f"`bounds` must not be NaN; None or infinity means no bound. Received: {bounds!r}"
         )
-    if np.any(lower >= upper):
-        raise ValueError("every lower bound must be below the upper one. Received: crossed bounds")
+    crossed = lower >= upper
+    if np.any(crossed):
+        raise ValueError(
+            "every lower bound in `bounds` must be below the upper one. "
+            f"Received: {lower[crossed]} and {upper[crossed]}"
+        )
     start = np.asarray(start, float)
     outside = (start < lower) | (start > upper)
     if np.any(outside):
         raise ValueError(
-            f"the start must lie within `bounds`. Received: {start[outside]} for "
-            f"[{lower[outside]}, {upper[outside]}]"
+            f"the start must lie within `bounds`. Received: {start[outside]}, with the bounds "
+            f"{lower[outside]} and {upper[outside]}"
         )
     return Box(lower, upper)
 

@@ -1,10 +1,14 @@
 """Keras callbacks: pictures of a training, and what the solvers inside a model have to do."""
 
+import os
 import pathlib
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from keras_neuralde import plot
@@ -17,6 +21,7 @@ from keras_neuralde.checks import (
 )
 from keras_neuralde.observation import observe
 from keras_neuralde.solution import Status
+from keras_neuralde.typing import Nest
 
 
 class PlotPrediction(keras.callbacks.Callback):
@@ -53,7 +58,17 @@ class PlotPrediction(keras.callbacks.Callback):
     ['epoch_0002.png', 'epoch_0003.png']
     """
 
-    def __init__(self, x, y=None, t=None, *, directory=None, every=10, row=0, labels=None):
+    def __init__(
+        self,
+        x: Nest,
+        y: npt.ArrayLike | None = None,
+        t: npt.ArrayLike | None = None,
+        *,
+        directory: str | os.PathLike | None = None,
+        every: int = 10,
+        row: int | tuple[int, ...] = 0,
+        labels: Sequence[str] | None = None,
+    ) -> None:
         super().__init__()
         _check_inputs(x)
         for key, value in (("y", y), ("t", t)):
@@ -150,12 +165,16 @@ class SolverStatistics(keras.callbacks.Callback):
     0
     """
 
-    def __init__(self, x, log_dir=None, *, every=1):
+    def __init__(
+        self, x: Nest, log_dir: str | os.PathLike | None = None, *, every: int = 1
+    ) -> None:
         super().__init__()
         _check_inputs(x)
         self.x, self.log_dir = x, None if log_dir is None else check_path("log_dir", log_dir)
         self.every = check_whole("every", every)
-        self._writer, self._last, self._warned = None, {}, set()
+        self._writer: Any = None
+        self._last: dict[str, float] = {}
+        self._warned: set[tuple[str, int]] = set()
 
     def on_train_begin(self, logs=None):
         self._last, self._warned = {}, set()

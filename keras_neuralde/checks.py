@@ -3,6 +3,7 @@
 import difflib
 import numbers
 import os
+from typing import Any
 
 import numpy as np
 
@@ -128,7 +129,7 @@ def _number(value):
         return None
 
 
-def check_array(name, value):
+def check_array(name: str, value: Any) -> np.ndarray:
     """Numbers as a NumPy array of a floating type: their own, or float64.
 
     Raises:

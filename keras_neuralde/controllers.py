@@ -5,6 +5,8 @@ three accepted attempts to the factor by which the step changes.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -15,7 +17,7 @@ from keras_neuralde.checks import check_not_negative, check_number, check_positi
 class Constant:
     """Steps of the fixed size `dt0`; the last one is cut to end exactly on the final time."""
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {}
 
 
@@ -57,7 +59,7 @@ class PID:
     factor_min: float = 0.2
     factor_max: float = 10.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("P", "I", "D"):
             check_number(name, getattr(self, name))
         for name in ("safety", "factor_max"):
@@ -69,15 +71,15 @@ class PID:
                 f"Received: {self.factor_min!r} and {self.factor_max!r}"
             )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @property
-    def looks_back(self):
+    def looks_back(self) -> bool:
         """Whether earlier errors have a say."""
         return bool(self.P or self.D)
 
-    def factor(self, error, earlier, order):
+    def factor(self, error: tf.Tensor, earlier: Sequence[tf.Tensor], order: float) -> tf.Tensor:
         """The factor for the next step.
 
         Args:
@@ -116,7 +118,7 @@ def _power(squared, exponent, floor):
     return tf.cast(scale * (1.0 + f - f * (1.0 - f) * (0.3041 + 0.0791 * f)), squared.dtype)
 
 
-_NAMED = {
+_NAMED: dict[str, Constant | PID] = {
     "constant": Constant(),
     "I": PID(),
     "PI": PID(P=0.4, I=0.3),
@@ -124,12 +126,13 @@ _NAMED = {
 }
 
 
-def get(identifier):
+def get(identifier: str | dict | Constant | PID) -> Constant | PID:
     """The controller for a name (`constant`, `I`, `PI`, `PID`), a config or a controller."""
     if isinstance(identifier, (Constant, PID)):
         return identifier
     if isinstance(identifier, dict):
-        kind = {"Constant": Constant, "PID": PID}.get(str(identifier.get("class_name")))
+        kinds: dict[str, type[Constant] | type[PID]] = {"Constant": Constant, "PID": PID}
+        kind = kinds.get(str(identifier.get("class_name")))
         if kind is not None:
             return kind(**identifier.get("config", {}))
     if isinstance(identifier, str) and identifier in _NAMED:
@@ -140,7 +143,7 @@ def get(identifier):
     )
 
 
-def serialize(controller):
+def serialize(controller: Constant | PID) -> dict[str, Any]:
     """The config from which `get` makes the controller again."""
     if not isinstance(controller, (Constant, PID)):
         raise TypeError(
@@ -150,7 +153,16 @@ def serialize(controller):
     return {"class_name": type(controller).__name__, "config": controller.get_config()}
 
 
-def initial_step(g, t, t_end, y, k1, direction, scale, order):
+def initial_step(
+    g: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    t: tf.Tensor,
+    t_end: tf.Tensor,
+    y: tf.Tensor,
+    k1: tf.Tensor,
+    direction: tf.Tensor,
+    scale: tf.Tensor,
+    order: float,
+) -> tf.Tensor:
     """The first step of an adaptive method (Hairer, Nørsett & Wanner I, II.4).
 
     Costs one evaluation of the field, inside the time span.

@@ -9,6 +9,8 @@ no worker, can take another step than the rest.
 import keras
 import tensorflow as tf
 
+from keras_neuralde.programs import as_written
+
 _SYNCHRONOUS = (
     tf.distribute.MirroredStrategy,
     tf.distribute.MultiWorkerMirroredStrategy,
@@ -83,7 +85,7 @@ def make_function(model, strategy, step_function, everywhere):
             context with the whole.
     """
 
-    @tf.autograph.experimental.do_not_convert
+    @as_written
     def one_step(iterator):
         data = next(iterator)
         if not everywhere:

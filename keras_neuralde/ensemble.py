@@ -1,9 +1,11 @@
 """Many trajectories of one problem, written for one."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from keras_neuralde import observation, rows, values
@@ -18,52 +20,24 @@ from keras_neuralde.equations import TrajectorySeeds
 from keras_neuralde.events import as_events
 from keras_neuralde.execution import programs, tape_is_active
 from keras_neuralde.jumps import JumpProblem
-from keras_neuralde.problems import DDEProblem, ODEProblem, SDEProblem, SplitODEProblem
+from keras_neuralde.options import EnsembleOptions, SolverLike
+from keras_neuralde.problems import (
+    DDEProblem,
+    ODEProblem,
+    Problem,
+    SDEProblem,
+    SplitODEProblem,
+)
 from keras_neuralde.programs import function_key
 from keras_neuralde.solution import Solution, SolveError, Stats, describe
 from keras_neuralde.solve import SOLVE_KEYWORDS, progress_bar, raise_on_failure, solve
 from keras_neuralde.spreading import Replicas
+from keras_neuralde.summary import Summary
+from keras_neuralde.typing import Axes
 
 _BATCH_SIZE = 16_384
 # The same of a delay equation, which keeps all its steps.
 _DELAY_BATCH_SIZE = 256
-
-
-class Summary(NamedTuple):
-    """Statistics over the trajectories that succeeded, for each time and component.
-
-    Attributes:
-        t: the times, as in the solution.
-        mean: `(num_times, *state)`.
-        var: the same; with the divisor n - 1.
-        median: the same.
-        quantiles: a tuple of the same, one for each level that was asked for.
-        levels: these levels.
-        count: how many trajectories there are.
-    """
-
-    t: tf.Tensor
-    mean: Any
-    var: Any
-    median: Any
-    quantiles: tuple
-    levels: tuple
-    count: tf.Tensor
-
-    def __repr__(self):
-        times = f"{tuple(self.t.shape)} times" if self.t.shape.rank else "one time"
-        count = tf.get_static_value(self.count)
-        shapes = tf.nest.map_structure(lambda leaf: tuple(leaf.shape), self.mean)
-        return (
-            f"Summary(of {'unknown' if count is None else int(count)} trajectories at {times}; "
-            f"mean, var, median: {shapes}, quantiles {self.levels})"
-        )
-
-    def plot(self, data=None, ax=None, labels=None):
-        """Draws mean and ribbon; see `keras_neuralde.plot.summary`."""
-        from keras_neuralde import plot
-
-        return plot.summary(self, data=data, ax=ax, labels=labels)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -78,7 +52,11 @@ class EnsembleSolution(Solution):
 
     timed: bool = True
 
-    def summary(self, quantiles=(0.05, 0.95), at=None):
+    def summary(
+        self,
+        quantiles: float | Sequence[float] = (0.05, 0.95),
+        at: npt.ArrayLike | None = None,
+    ) -> Summary:
         """Mean, variance, median and quantiles over the trajectories.
 
         Failed trajectories are left out. Everything is differentiable.
@@ -143,7 +121,7 @@ class EnsembleSolution(Solution):
         y = tf.nest.map_structure(lambda leaf: tf.gather(leaf, index), self.y)
         return dataclasses.replace(self, t=tf.gather(self.t, index), y=y, timed=wanted.ndim == 1)
 
-    def plot(self, **keywords):
+    def plot(self, **keywords: Any) -> Axes:
         """Draws mean, ribbon and data; see `keras_neuralde.plot.summary`."""
         return self.summary().plot(**keywords)
 
@@ -168,17 +146,17 @@ def _quantiles(y, levels):
 
 
 def solve_ensemble(
-    problem,
-    trajectories,
-    solver="auto",
+    problem: Problem | JumpProblem,
+    trajectories: int,
+    solver: SolverLike = "auto",
     *,
-    vary=None,
-    seed=None,
-    batch_size=None,
-    strategy=None,
-    progress=False,
-    **keywords,
-):
+    vary: Callable[[Any, tf.Tensor, tf.Tensor], Any] | None = None,
+    seed: int | None = None,
+    batch_size: int | None = None,
+    strategy: tf.distribute.Strategy | None = None,
+    progress: bool = False,
+    **keywords: Unpack[EnsembleOptions],
+) -> EnsembleSolution:
     """Solves a problem, written for one trajectory, for many.
 
     Args:
@@ -236,12 +214,13 @@ def solve_ensemble(
         most = _DELAY_BATCH_SIZE if isinstance(problem, DDEProblem) else _BATCH_SIZE
         batch_size = min(trajectories, most)
     check_whole("batch_size", batch_size)
-    if "batch_ndims" in keywords:
+    options: dict[str, Any] = {**keywords}
+    if "batch_ndims" in options:
         raise ValueError(
             "`solve_ensemble` makes the batch axis itself: write the problem for one trajectory, "
-            f"or call `solve`. Received: batch_ndims={keywords['batch_ndims']!r}"
+            f"or call `solve`. Received: batch_ndims={options['batch_ndims']!r}"
         )
-    if keywords.get("dense"):
+    if options.get("dense"):
         raise ValueError(
             "an ensemble keeps no record of its steps: list times in `saveat`, or call `solve` "
             "with batch_ndims=1. Received: dense=True"
@@ -250,7 +229,7 @@ def solve_ensemble(
         check_function("vary", vary, "vary(problem, i, seed)")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, (int, np.integer))):
         raise TypeError(f"`seed` must be an integer or None. Received: {seed!r}")
-    shape = _shape(keywords.get("saveat"))
+    shape = _shape(options.get("saveat"))
     if len(shape) > 1:
         raise ValueError(
             "`saveat` must be a number or a 1-D array: trajectories share their save times. "
@@ -258,7 +237,7 @@ def solve_ensemble(
         )
     timed = len(shape) == 1
     fresh = int(np.random.default_rng().integers(2**31)) if seed is None else seed
-    work = _Work(problem, trajectories, solver, vary, batch_size, timed, keywords)
+    work = _Work(problem, trajectories, solver, vary, batch_size, timed, options)
     if strategy is not None:
         return _on_replicas(strategy, work, fresh)
     return work.solve(range(trajectories), fresh, progress)

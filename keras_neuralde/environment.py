@@ -11,7 +11,7 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-def show_versions():
+def show_versions() -> None:
     """Prints the versions of Python and of the packages that matter, and the devices.
 
     Put the output into a report of a problem.

@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from keras_neuralde import values
 from keras_neuralde.checks import check_array, check_flag, check_function, check_whole
 from keras_neuralde.programs import function_key
+from keras_neuralde.typing import Condition, Field, TensorLike
 
 #: Kinds of happenings.
 ROOT, PRESET, DISCRETE, RATE = "root", "preset", "discrete", "rate"
@@ -53,9 +54,9 @@ class ContinuousEvent:
     (1.0, 1)
     """
 
-    condition: Callable
-    affect: Callable | None = None
-    direction: int = 0
+    condition: Condition
+    affect: Field | None = None
+    direction: Literal[-1, 0, 1] = 0
     terminal: bool = False
     max_events: int = 100
 
@@ -96,8 +97,8 @@ class PresetTimeEvent:
     [0.0, 0.5, 0.5, 1.0]
     """
 
-    times: Any
-    affect: Callable
+    times: TensorLike
+    affect: Field
 
     def __post_init__(self):
         check_function("affect", self.affect, _FORM.format("affect"))
@@ -132,8 +133,8 @@ class DiscreteEvent:
     2.0
     """
 
-    condition: Callable
-    affect: Callable | None = None
+    condition: Condition
+    affect: Field | None = None
     terminal: bool = False
     max_events: int = 100
 
@@ -201,7 +202,7 @@ class Happening:
 EVENTS = (ContinuousEvent, PresetTimeEvent, DiscreteEvent)
 
 
-def as_events(events):
+def as_events(events: Any) -> tuple[ContinuousEvent | PresetTimeEvent | DiscreteEvent, ...]:
     """What a user passes as `events`, as a tuple.
 
     Raises:

@@ -1,6 +1,8 @@
 """SavedModels with named signatures, for TensorFlow Serving and other programs without Python."""
 
+import os
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -11,6 +13,7 @@ from keras.src.export.export_utils import get_input_signature
 from keras_neuralde.checks import check_flag, check_path
 from keras_neuralde.layers.base import DifferentialEquationLayer
 from keras_neuralde.layers.request import Request, serving
+from keras_neuralde.typing import Nest
 from keras_neuralde.warmup import write_requests
 
 DEFAULT, AT_TIMES, WITH_SEED = "serving_default", "at_times", "with_seed"
@@ -18,7 +21,14 @@ _COMPILED = "_xla"
 _CANNOT_TRACE = (TypeError, ValueError, tf.errors.OpError)
 
 
-def export_saved_model(model, path, *, signatures=None, xla=False, warmup=None):
+def export_saved_model(
+    model: keras.layers.Layer,
+    path: str | os.PathLike,
+    *,
+    signatures: str | Sequence[str] | None = None,
+    xla: bool = False,
+    warmup: Nest = None,
+) -> dict[str, list[str]]:
     """Writes a SavedModel with named signatures, which runs where this package is not installed.
 
     Every signature has a free batch axis, and a row's answer depends on that row alone: a server

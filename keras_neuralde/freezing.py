@@ -8,6 +8,8 @@ the function smooth between them.
 
 import contextlib
 import threading
+from collections.abc import Callable
+from typing import Any
 
 from keras_neuralde.checks import check_function
 
@@ -63,7 +65,7 @@ def _use(recording):
         _local.active = before
 
 
-def freeze(function, *arguments):
+def freeze(function: Callable, *arguments: Any) -> Callable:
     """A function with the step sequences of its solves held at those of one evaluation.
 
     Args:

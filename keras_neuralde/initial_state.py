@@ -7,11 +7,16 @@ from keras_neuralde import consistency, execution
 from keras_neuralde.arguments import prepare
 from keras_neuralde.checks import check_whole
 from keras_neuralde.equations import kind_of
+from keras_neuralde.problems import ODEProblem
+from keras_neuralde.programs import as_written
 from keras_neuralde.settings import Settings
+from keras_neuralde.typing import Nest
 
 
-@tf.autograph.experimental.do_not_convert
-def consistent_state(problem, *, batch_ndims=0, max_iterations=20):
+@as_written
+def consistent_state(
+    problem: ODEProblem, *, batch_ndims: int = 0, max_iterations: int = 20
+) -> Nest:
     """An initial state near `problem.y0` that satisfies the algebraic equations at the start.
 
     What the mass matrix sees of the state, M y0, stays as it is; the rest moves, by Newton's

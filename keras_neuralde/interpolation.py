@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from keras_neuralde import values
 from keras_neuralde.state import StateLayout
+from keras_neuralde.typing import Nest, TensorLike
 
 # The longest run of steps that is searched without a loop.
 _UNROLLED = 1024
@@ -143,7 +144,7 @@ class DenseOutput:
     layout: StateLayout
     batch_dims: list
 
-    def __call__(self, t):
+    def __call__(self, t: TensorLike) -> Nest:
         """The state at `t`: a number, a 1-D array, or `(*batch, n)` times of each trajectory.
 
         Args:

@@ -12,7 +12,7 @@ depend on the path (Glynn, "Likelihood ratio gradient estimation for stochastic 
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,16 +22,17 @@ from keras_neuralde import values
 from keras_neuralde.checks import check_whole
 from keras_neuralde.events import RATE, ROOT, Happening
 from keras_neuralde.problems import ODEProblem, SDEProblem
+from keras_neuralde.typing import Nest, Rate, TensorLike
 
 
 @dataclasses.dataclass(frozen=True)
 class _Jump:
     """What both kinds share."""
 
-    rate: Any
-    affect: Callable
+    rate: Rate
+    affect: Callable[..., Nest]
     _: dataclasses.KW_ONLY
-    mark_sampler: Callable | None = None
+    mark_sampler: Callable[[tf.Tensor, tf.Tensor, Nest, Nest], tf.Tensor] | None = None
     mark_size: int = 1
 
     def __post_init__(self):
@@ -104,7 +105,7 @@ class VariableRateJump(_Jump):
     1.5
     """
 
-    bound: Any = None
+    bound: Rate | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -156,8 +157,8 @@ class JumpProblem:
     True
     """
 
-    problem: Any
-    jumps: Any
+    problem: ODEProblem | SDEProblem
+    jumps: Sequence[ConstantRateJump | VariableRateJump]
 
     def __post_init__(self):
         if not isinstance(self.problem, (ODEProblem, SDEProblem)):
@@ -175,7 +176,7 @@ class JumpProblem:
             )
         object.__setattr__(self, "jumps", tuple(jumps))
 
-    def remake(self, **fields):
+    def remake(self, **fields: Any) -> "JumpProblem":
         """A copy with fields of the equation, or `jumps`, replaced."""
         jumps = fields.pop("jumps", self.jumps)
         return JumpProblem(self.problem.remake(**fields), jumps)
@@ -187,11 +188,11 @@ class Jumping(NamedTuple):
     The state is `(y, log_likelihood, clocks)`, one clock for each rate without a bound.
     """
 
-    problem: Any
+    problem: ODEProblem | SDEProblem
     happenings: list
 
     @classmethod
-    def of(cls, given, batch_ndims):
+    def of(cls, given: "JumpProblem", batch_ndims: int) -> "Jumping":
         """From a `JumpProblem`."""
         problem, jumps = given.problem, given.jumps
         _refuse_backwards(problem.t_span)
@@ -316,7 +317,7 @@ def _happening(jump, rate, number, clock):
     return Happening(RATE, affect, rate=of_state(rate, "rate"), bound=bound, **common)
 
 
-def expectation(values, log_likelihood):
+def expectation(values: TensorLike, log_likelihood: TensorLike) -> tf.Tensor:
     """The mean over trajectories with an unbiased gradient, with respect to rates too.
 
     The gradient of a mean over paths with jumps has two parts: that of the paths with their jumps

@@ -7,9 +7,11 @@ fit the field to slopes of the smoothed data.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias, Unpack
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from keras_neuralde import values
@@ -22,11 +24,18 @@ from keras_neuralde.checks import (
     check_positive,
     check_whole,
 )
+from keras_neuralde.options import SolveOptions, SolverLike
 from keras_neuralde.problems import ODEProblem
 from keras_neuralde.solve import SOLVE_KEYWORDS, solve
+from keras_neuralde.typing import TensorLike
 
 
-def growing_horizons(times, data, horizons, iterations):
+def growing_horizons(
+    times: npt.ArrayLike,
+    data: npt.ArrayLike,
+    horizons: npt.ArrayLike,
+    iterations: int | Sequence[int],
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """The beginning of a series first, more of it later: batches for `minimize`.
 
     Every batch has the shape of the whole series, so that one compiled program serves them all:
@@ -88,7 +97,7 @@ def growing_horizons(times, data, horizons, iterations):
     return stages
 
 
-def shooting_groups(count, group_size):
+def shooting_groups(count: int, group_size: int) -> list[tuple[int, int]]:
     """Where the groups of multiple shooting begin and end.
 
     Neighbours share one point; the last group may be shorter.
@@ -120,18 +129,18 @@ def shooting_groups(count, group_size):
 
 
 def multiple_shooting(
-    problem,
-    times,
-    data,
-    group_size,
-    solver="auto",
+    problem: ODEProblem,
+    times: npt.ArrayLike,
+    data: npt.ArrayLike,
+    group_size: int,
+    solver: SolverLike = "auto",
     *,
-    continuity=100.0,
-    starts=None,
-    loss=None,
-    vectorized=False,
-    **keywords,
-):
+    continuity: TensorLike = 100.0,
+    starts: TensorLike | None = None,
+    loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
+    vectorized: bool = False,
+    **keywords: Unpack[SolveOptions],
+) -> tuple[tf.Tensor, tf.Tensor]:
     """The loss of many short pieces of a series, each started on the data.
 
     The groups are solved at once, each with steps of its own. The loss is that of the pieces, plus
@@ -196,16 +205,16 @@ def multiple_shooting(
     present = index <= last[:, None]
     inside = np.minimum(index, len(times) - 1)
     if starts is None:
-        starts = tf.constant(data[first])
+        begin = tf.constant(data[first])
     else:
-        starts = values.as_float(starts, tf.as_dtype(data.dtype), "starts")
-        if starts.shape != data[first].shape:
+        begin = values.as_float(starts, tf.as_dtype(data.dtype), "starts")
+        if begin.shape != data[first].shape:
             raise ValueError(
                 f"`starts` must have the shape {data[first].shape}: one state for each of the "
-                f"{len(groups)} groups. Received shape: {starts.shape}"
+                f"{len(groups)} groups. Received shape: {begin.shape}"
             )
     field = problem.f if vectorized else _over_rows(problem.f)
-    pieces = ODEProblem(field, starts, (times[first], times[last]), problem.p)
+    pieces = ODEProblem(field, begin, (times[first], times[last]), problem.p)
     saveat = np.where(present, times[inside], np.nan)
     solution = solve(pieces, solver, saveat=saveat, batch_ndims=1, throw=False, **keywords)
     y = tf.transpose(solution.y, [1, 0, *range(2, solution.y.shape.rank)])
@@ -217,7 +226,7 @@ def multiple_shooting(
         parts = [loss(tf.constant(data[inside[i, :n]]), y[i, :n]) for i, n in enumerate(sizes)]
         value = tf.add_n(parts)
     # Only the last group can be short, and nothing follows it.
-    gaps = tf.reduce_sum(tf.abs(y[:-1, group_size - 1] - starts[1:]))
+    gaps = tf.reduce_sum(tf.abs(y[:-1, group_size - 1] - begin[1:]))
     return value + continuity * gaps, y
 
 
@@ -237,8 +246,14 @@ def _inside(weights):
     return lambda x: np.where(np.abs(x) <= 1.0, weights(np.minimum(np.abs(x), 1.0)), 0.0)
 
 
+Kernel: TypeAlias = Literal[
+    "epanechnikov", "uniform", "triangular", "quartic", "triweight", "tricube", "cosine",
+    "gaussian", "logistic", "sigmoid",
+]  # fmt: skip
+"""The names that `kernel=` takes."""
+
 #: Kernels by name: of x, the distance in bandwidths.
-KERNELS = {
+KERNELS: dict[Kernel, Callable] = {
     "epanechnikov": _inside(lambda x: 0.75 * (1.0 - x**2)),
     "uniform": _inside(lambda x: 0.5 + 0.0 * x),
     "triangular": _inside(lambda x: 1.0 - x),
@@ -252,7 +267,14 @@ KERNELS = {
 }
 
 
-def collocate(times, data, kernel="triangular", bandwidth=None, *, at=None):
+def collocate(
+    times: npt.ArrayLike,
+    data: npt.ArrayLike,
+    kernel: Kernel = "triangular",
+    bandwidth: float | None = None,
+    *,
+    at: npt.ArrayLike | None = None,
+) -> Collocation:
     """Smooths a series and estimates its slopes, without a model.
 
     At each time, lines are fitted to the data for y and parabolas for y', weighted by a kernel
@@ -321,7 +343,14 @@ def _local_fit(x, weights, flat, degree):
     )
 
 
-def collocation_loss(problem, times, y, dy, *, vectorized=False):
+def collocation_loss(
+    problem: ODEProblem,
+    times: npt.ArrayLike,
+    y: npt.ArrayLike,
+    dy: npt.ArrayLike,
+    *,
+    vectorized: bool = False,
+) -> tf.Tensor:
     """The mean square of f(t, y, p) - y' over a series: regression of a field on slopes.
 
     Args:
@@ -395,7 +424,7 @@ def _refuse(keywords):
         raise ValueError(f"`multiple_shooting` sets these keywords itself. Received: {fixed}")
 
 
-def _series(times, data, name="data"):
+def _series(times: Any, data: Any, name: str = "data") -> tuple[np.ndarray, np.ndarray]:
     """Times and data as arrays of one floating type; `name` is what the caller calls the data."""
     symbolic = [x for x in (times, data) if tf.is_tensor(x) and tf.get_static_value(x) is None]
     if symbolic:

@@ -4,6 +4,8 @@ import itertools
 import sys
 import time
 import warnings
+from collections.abc import Callable, Iterable, Sequence, Sized
+from typing import TypeAlias
 
 import keras
 import numpy as np
@@ -16,6 +18,10 @@ from keras_neuralde.optimizers.closure import ClosureOptimizer, named_optimizer
 from keras_neuralde.optimizers.line_search import Progress
 from keras_neuralde.optimizers.quasi_newton import QuasiNewton
 from keras_neuralde.parameters import Parameters
+from keras_neuralde.typing import Nest
+
+Stage: TypeAlias = tuple[keras.optimizers.Optimizer, int | None]
+"""An optimizer and how many iterations it gets; `None` for as many as it takes."""
 
 _BACKTRACKS = 30
 
@@ -32,20 +38,20 @@ _OF_PROGRESS = {
 
 
 def minimize(
-    loss,
-    params,
-    optimizer,
+    loss: Callable[..., tf.Tensor | tuple],
+    params: Nest,
+    optimizer: keras.optimizers.Optimizer | Sequence[Stage],
     *,
-    max_iters=None,
-    max_evaluations=None,
-    bounds=None,
-    batches=None,
-    callback=None,
-    restarts=1,
-    freeze_steps=False,
-    progress=True,
-    jit_compile=True,
-):
+    max_iters: int | None = None,
+    max_evaluations: int | None = None,
+    bounds: tuple[Nest, Nest] | None = None,
+    batches: Iterable[tuple] | None = None,
+    callback: Callable[..., bool | None] | None = None,
+    restarts: int = 1,
+    freeze_steps: bool = False,
+    progress: bool = True,
+    jit_compile: bool = True,
+) -> MinimizeResult:
     """Minimizes a function of parameters.
 
     Args:
@@ -104,7 +110,7 @@ def minimize(
         check_function("callback", callback, "callback(p, loss, *extras)")
     if batches is not None and not hasattr(batches, "__iter__"):
         raise TypeError(f"`batches` must be an iterable of tuples of arrays. Received: {batches!r}")
-    if hasattr(batches, "__len__") and len(batches) == 0:
+    if isinstance(batches, Sized) and len(batches) == 0:
         raise ValueError("`batches` must hold at least one batch. Received: an empty one")
     parameters = Parameters(params)
     box = make_box(bounds, parameters, parameters.vector)
@@ -203,7 +209,10 @@ class _Objective:
         bars = tape.gradient(value, leaves)
         lost = [name for name, bar in zip(names, bars, strict=True) if bar is None]
         if lost:
-            raise ValueError(f"the loss does not depend on these parameters: {lost}")
+            raise ValueError(
+                "the loss does not depend on these parameters; read them in the loss, or leave "
+                f"them out. Received: {lost}"
+            )
         bar = self.parameters.flatten([tf.convert_to_tensor(bar) for bar in bars])
         gradient = outer.gradient(x, z, output_gradients=bar) if self.box else bar
         return tf.cast(value, z.dtype), gradient, extras

@@ -2,9 +2,9 @@
 
 import dataclasses
 import enum
-from typing import Any
 
 from keras_neuralde.optimizers.line_search import Progress
+from keras_neuralde.typing import Nest
 
 
 class MinimizeStatus(enum.IntEnum):
@@ -18,7 +18,7 @@ class MinimizeStatus(enum.IntEnum):
     NON_FINITE = 5
 
     @property
-    def message(self):
+    def message(self) -> str:
         """A sentence for the user."""
         return _MESSAGES[self]
 
@@ -56,20 +56,20 @@ class MinimizeResult:
         seconds: wall time, compilation included.
     """
 
-    minimizer: Any
+    minimizer: Nest
     minimum: float
     status: MinimizeStatus
     message: str
     iterations: int
     evaluations: int
-    history: list
+    history: list[float]
     gradient_norm: float
     non_finite: int
     restarts: int
     seconds: float
 
     @property
-    def success(self):
+    def success(self) -> bool:
         """Whether it converged."""
         return self.status == MinimizeStatus.CONVERGED
 

@@ -43,7 +43,8 @@ def watched():
 
 def tell(solution):
     """Notes a solution and says whether somebody watches."""
-    if not watched():
+    seen = _local.seen
+    if seen is None or not watched():
         return False
-    _local.seen.append((tf.get_current_name_scope(), solution))
+    seen.append((tf.get_current_name_scope(), solution))
     return True

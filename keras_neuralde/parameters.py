@@ -1,12 +1,14 @@
 """Parameters as users keep them, and as the one vector that optimizers work on."""
 
 import math
+from collections.abc import Callable
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_neuralde import values
+from keras_neuralde.typing import Nest
 
 
 class Parameters:
@@ -128,7 +130,7 @@ def _one_dtype(leaves, names):
     return leaves[0].dtype
 
 
-def flatten_parameters(model):
+def flatten_parameters(model: keras.layers.Layer) -> tuple[tf.Tensor, Callable[..., Nest]]:
     """The trainable variables of a model as one vector, and the model as a function of it.
 
     A network can so live inside `f(t, y, p)` with its weights in `p`. The order is that of
@@ -163,7 +165,7 @@ def flatten_parameters(model):
         p = tf.convert_to_tensor(p)
         if p.shape != parameters.vector.shape:
             raise ValueError(
-                f"expected a vector of {parameters.vector.shape[0]} parameters. "
+                f"`p` must be a vector of {parameters.vector.shape[0]} parameters. "
                 f"Received shape: {p.shape}"
             )
         with parameters.substituted(parameters.leaves(p)):

@@ -1,17 +1,28 @@
 """Pictures of solutions and ensembles, with Matplotlib (the extra `plot`)."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from keras_neuralde import values
 from keras_neuralde.checks import check_array, check_labels
 from keras_neuralde.solution import Solution
+from keras_neuralde.summary import Summary
+from keras_neuralde.typing import Axes, Figure, Nest
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
-def solution(sol, data=None, ax=None, labels=None):
+def solution(
+    sol: Solution,
+    data: Nest = None,
+    ax: Axes | None = None,
+    labels: Sequence[str] | None = None,
+) -> Axes:
     """Draws every component of a solution over time.
 
     Args:
@@ -44,7 +55,12 @@ def solution(sol, data=None, ax=None, labels=None):
     return _finish(ax, t, data)
 
 
-def summary(statistics, data=None, ax=None, labels=None):
+def summary(
+    statistics: Summary,
+    data: Nest = None,
+    ax: Axes | None = None,
+    labels: Sequence[str] | None = None,
+) -> Axes:
     """Draws the means of an ensemble and a ribbon between its outer quantiles.
 
     Args:
@@ -84,7 +100,13 @@ def summary(statistics, data=None, ax=None, labels=None):
     return _finish(ax, t, data)
 
 
-def prediction(t, y, data=None, ax=None, labels=None):
+def prediction(
+    t: npt.ArrayLike,
+    y: Nest,
+    data: Nest = None,
+    ax: Axes | None = None,
+    labels: Sequence[str] | None = None,
+) -> Axes:
     """Draws predicted states as lines and measured ones as dots.
 
     Args:
@@ -117,7 +139,7 @@ def prediction(t, y, data=None, ax=None, labels=None):
     return _finish(ax, t, None)
 
 
-def loss(history, ax=None, stages=()):
+def loss(history: Any, ax: Axes | None = None, stages: Sequence[int] = ()) -> Axes:
     """Draws the loss over the iterations, on a logarithmic axis if all of it is positive.
 
     Args:
@@ -155,7 +177,7 @@ def loss(history, ax=None, stages=()):
     return ax
 
 
-def figure():
+def figure() -> Figure:
     """A Matplotlib figure that belongs to no window."""
     _pyplot()
     from matplotlib.backends.backend_agg import FigureCanvasAgg

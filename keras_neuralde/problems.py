@@ -1,10 +1,13 @@
 """The problem records: an equation, where it starts, how long it runs, and its parameters."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, Self, TypeAlias
+
+import numpy.typing as npt
 
 from keras_neuralde.checks import check_choice, check_function, check_whole
+from keras_neuralde.typing import DelayField, Field, History, Nest, TensorLike, TimeSpan
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -20,7 +23,7 @@ class _Problem:
         if size != 2:
             raise ValueError(f"`t_span` must be a pair (t0, t1). Received: {t_span!r}")
 
-    def remake(self, **fields):
+    def remake(self, **fields: Any) -> Self:
         """A copy with some fields replaced.
 
         Args:
@@ -94,14 +97,14 @@ class ODEProblem(_Problem):
     3.0
     """
 
-    f: Callable
-    y0: Any
-    t_span: Any
-    p: Any = None
+    f: Field
+    y0: Nest
+    t_span: TimeSpan
+    p: Nest = None
     _: dataclasses.KW_ONLY
-    mass_matrix: Any = None
-    jacobian: Callable | None = None
-    jac_sparsity: Any = None
+    mass_matrix: TensorLike | None = None
+    jacobian: Field | None = None
+    jac_sparsity: npt.ArrayLike | None = None
 
     def __post_init__(self):
         self._check(self.f, self.t_span)
@@ -135,11 +138,11 @@ class SplitODEProblem(_Problem):
     True
     """
 
-    f_explicit: Callable
-    f_implicit: Callable
-    y0: Any
-    t_span: Any
-    p: Any = None
+    f_explicit: Field
+    f_implicit: Field
+    y0: Nest
+    t_span: TimeSpan
+    p: Nest = None
 
     def __post_init__(self):
         self._check(self.f_explicit, self.t_span, "f_explicit")
@@ -183,13 +186,13 @@ class DDEProblem(_Problem):
     True
     """
 
-    f: Callable
-    y0: Any
-    history: Callable
-    t_span: Any
-    p: Any = None
+    f: DelayField
+    y0: Nest
+    history: History
+    t_span: TimeSpan
+    p: Nest = None
     _: dataclasses.KW_ONLY
-    lags: Any
+    lags: Sequence[TensorLike | Field]
 
     def __post_init__(self):
         check_function("f", self.f, "f(t, y, h, p)")
@@ -202,10 +205,16 @@ class DDEProblem(_Problem):
             )
 
     @property
-    def constant_lags(self):
+    def constant_lags(self) -> list:
         """The lags that are numbers or tensors."""
         return [lag for lag in self.lags if not callable(lag)]
 
+
+Noise: TypeAlias = Literal["diagonal", "scalar", "additive", "general"]
+"""The names that `noise=` takes."""
+
+Interpretation: TypeAlias = Literal["ito", "stratonovich"]
+"""The names that `interpretation=` takes."""
 
 #: The kinds of noise and what `g` returns for each of them.
 NOISES = {
@@ -249,15 +258,15 @@ class SDEProblem(_Problem):
     'diagonal'
     """
 
-    f: Callable
-    g: Callable
-    y0: Any
-    t_span: Any
-    p: Any = None
+    f: Field
+    g: Field
+    y0: Nest
+    t_span: TimeSpan
+    p: Nest = None
     _: dataclasses.KW_ONLY
-    noise: str = "diagonal"
+    noise: Noise = "diagonal"
     noise_dim: int | None = None
-    interpretation: str = "ito"
+    interpretation: Interpretation = "ito"
 
     def __post_init__(self):
         self._check(self.f, self.t_span)
@@ -272,3 +281,7 @@ class SDEProblem(_Problem):
                 f"number of Brownian motions follows from y. Received: {self.noise_dim!r}"
             )
         check_whole("noise_dim", self.noise_dim)
+
+
+Problem: TypeAlias = ODEProblem | SplitODEProblem | SDEProblem | DDEProblem
+"""An equation without jumps."""

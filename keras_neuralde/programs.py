@@ -8,9 +8,20 @@ objects finds its program again.
 import collections
 import threading
 import types
+from collections.abc import Callable
+from typing import TypeVar
+
+import tensorflow as tf
 
 _LIMIT = 128
 _VALUE_TYPES = (int, float, complex, str, bytes, bool, type(None))
+
+_Function = TypeVar("_Function", bound=Callable)
+
+
+def as_written(function: _Function) -> _Function:
+    """The function, which AutoGraph leaves as it is; its type stays known to type checkers."""
+    return tf.autograph.experimental.do_not_convert(function)
 
 
 class ProgramCache:

@@ -1,13 +1,14 @@
 """The choices of a solve that are part of its program."""
 
 import dataclasses
-from typing import Any
+from typing import Any, get_args
 
 from keras_neuralde import adjoints, controllers, solvers
 from keras_neuralde.checks import check_choice, check_flag, check_whole
+from keras_neuralde.options import Norm, StepControl
 from keras_neuralde.solvers.delegated import warn_about_joint_steps
 
-_NAMES = {"norm": ("rms", "max"), "step_control": ("per_sample", "joint")}
+_NAMES = {"norm": get_args(Norm), "step_control": get_args(StepControl)}
 _LEAST = {"max_steps": 1, "checkpoints": 1, "batch_ndims": 0, "max_record": 1}
 _FLAGS = ("dense", "throw", "progress")
 

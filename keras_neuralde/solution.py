@@ -7,6 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_neuralde.typing import Axes, Nest, TensorLike
+
 
 class Status(enum.IntEnum):
     """How a trajectory ended. `Status(code).message` says what to do about it.
@@ -35,7 +37,7 @@ class Status(enum.IntEnum):
     BAD_RATE = 15
 
     @property
-    def message(self):
+    def message(self) -> str:
         """The sentence that tells the user what to do."""
         return _MESSAGES[self]
 
@@ -178,11 +180,11 @@ class Solution:
     """
 
     t: tf.Tensor
-    y: Any
+    y: Nest
     stats: Stats
     status: tf.Tensor
     event_times: tf.Tensor | None = None
-    event_states: Any = None
+    event_states: Nest = None
     event_index: tf.Tensor | None = None
     num_events: tf.Tensor | None = None
     log_likelihood: tf.Tensor | None = None
@@ -191,14 +193,14 @@ class Solution:
     # The loop's control block, which says where a trajectory stopped.
     _control: Any = dataclasses.field(default=None, repr=False)
 
-    def __call__(self, t):
+    def __call__(self, t: TensorLike) -> Nest:
         """The state at `t`; see `keras_neuralde.interpolation.DenseOutput`."""
         if self._dense is None:
             raise ValueError("sol(t) needs a solve with dense=True; save points need `saveat`.")
         return self._dense(t)
 
     @functools.cached_property
-    def steps(self):
+    def steps(self) -> tf.Tensor:
         if self._find_steps is None:
             raise ValueError(
                 "which steps were taken is not known: ensembles, solves with events and solvers of "
@@ -207,11 +209,11 @@ class Solution:
         return self._find_steps()
 
     @property
-    def success(self):
+    def success(self) -> tf.Tensor:
         """A boolean tensor of the batch shape."""
         return self.status == int(Status.SUCCESS)
 
-    def plot(self, **keywords):
+    def plot(self, **keywords: Any) -> Axes:
         """Draws the solution; see `keras_neuralde.plot.solution`."""
         from keras_neuralde import plot
 

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import sys
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -23,37 +24,47 @@ from keras_neuralde.execution import (
 from keras_neuralde.integrate import ACCEPTED, REJECTED, STATUS, H, T
 from keras_neuralde.interpolation import DenseOutput
 from keras_neuralde.jumps import Jumping, JumpProblem
-from keras_neuralde.problems import SDEProblem
+from keras_neuralde.options import (
+    AdjointLike,
+    ControllerLike,
+    Event,
+    Norm,
+    SolverLike,
+    StepControl,
+)
+from keras_neuralde.problems import Problem, SDEProblem
+from keras_neuralde.programs import as_written
 from keras_neuralde.refusals import refuse_alone, refuse_gradients
 from keras_neuralde.settings import Settings, check_each
 from keras_neuralde.solution import Solution, SolveError, Stats, Status, describe
+from keras_neuralde.typing import TensorLike
 
 
-@tf.autograph.experimental.do_not_convert
+@as_written
 def solve(
-    problem,
-    solver="auto",
+    problem: Problem | JumpProblem,
+    solver: SolverLike = "auto",
     *,
-    saveat=None,
-    rtol=None,
-    atol=None,
-    dt0=None,
-    dt_min=0.0,
-    max_steps=100_000,
-    controller=None,
-    norm="rms",
-    batch_ndims=0,
-    step_control="per_sample",
-    adjoint="discrete",
-    checkpoints=64,
-    events=(),
-    seed=None,
-    steps=None,
-    dense=False,
-    max_record=4096,
-    throw=True,
-    progress=False,
-):
+    saveat: TensorLike | None = None,
+    rtol: TensorLike | None = None,
+    atol: TensorLike | None = None,
+    dt0: TensorLike | None = None,
+    dt_min: TensorLike = 0.0,
+    max_steps: int = 100_000,
+    controller: ControllerLike | None = None,
+    norm: Norm = "rms",
+    batch_ndims: int = 0,
+    step_control: StepControl = "per_sample",
+    adjoint: AdjointLike = "discrete",
+    checkpoints: int = 64,
+    events: Event | Sequence[Event] = (),
+    seed: TensorLike | None = None,
+    steps: TensorLike | None = None,
+    dense: bool = False,
+    max_record: int = 4096,
+    throw: bool = True,
+    progress: bool = False,
+) -> Solution:
     """Solves a differential equation.
 
     Called eagerly, the solve is compiled by XLA once for the equation, its shapes and its
@@ -99,7 +110,8 @@ def solve(
         throw: raise when a trajectory fails. Only an eager call can; in a graph the failed
             trajectory is NaN and the status says why.
         progress: draw a bar over the time span, where a terminal can show it and no gradient is
-            recorded; the solve is then made in parts of some thousand steps.
+            recorded; the solve is then made in parts of some thousand steps. Solves that keep their
+            steps (`dense=True`, delay equations) and solvers of TFP draw none.
 
     Returns:
         A `Solution`.
@@ -123,8 +135,9 @@ def solve(
     check_each(batch_ndims=batch_ndims, throw=throw, progress=progress)
     events = as_events(events)
     happenings = [Happening.of(event) for event in events]
-    jumping = isinstance(problem, JumpProblem)
-    if jumping:
+    jumping = False
+    if isinstance(problem, JumpProblem):
+        jumping = True
         larger = Jumping.of(problem, batch_ndims)
         happenings = [event.on(0) for event in happenings] + larger.happenings
         rtol, atol = larger.tolerance(rtol, 1e-3), larger.tolerance(atol, 1e-6)

@@ -1,15 +1,26 @@
 """Our solvers as `tfp.math.ode` solvers; the way back is `keras_neuralde.solvers.delegated`."""
 
 import functools
+from typing import Unpack
 
 import tensorflow as tf
 
 from keras_neuralde import solvers
+from keras_neuralde.options import SolveOptions, SolverLike, TFPSolver
 from keras_neuralde.problems import ODEProblem
 from keras_neuralde.solve import SOLVE_KEYWORDS, solve
+from keras_neuralde.typing import TensorLike
 
 
-def as_tfp(solver="tsit5", **keywords):
+class TFPOptions(SolveOptions, total=False):
+    """What `as_tfp` hands on to `solve`."""
+
+    batch_ndims: int
+    seed: TensorLike | None
+    throw: bool
+
+
+def as_tfp(solver: SolverLike = "tsit5", **keywords: Unpack[TFPOptions]) -> TFPSolver:
     """One of our solvers as a `tfp.math.ode.Solver`.
 
     It works in `tfp.bijectors.FFJORD` and in any code written for TFP's interface; the gradient is

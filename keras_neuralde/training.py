@@ -2,6 +2,8 @@
 
 import math
 import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -31,7 +33,7 @@ class ClosureTrainer:
         """What `jit_compile="auto"` means: compiled, on one CPU too."""
         return not tf.distribute.has_strategy() and _supports_jit(self)
 
-    def make_train_function(self, force=False):
+    def make_train_function(self, force: bool = False) -> Callable:
         """As Keras's, after a look at whether the optimizer can work here."""
         _refuse_unfit(self)
         strategy = self.distribute_strategy
@@ -57,7 +59,7 @@ class ClosureTrainer:
             iterator, data_batch = None, distributed.one_share(strategy, next(batches))
         return super()._maybe_symbolic_build(iterator, data_batch)
 
-    def train_step(self, data):
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One step of the optimizer on one batch."""
         if closure_stage(self.optimizer) is None:
             return super().train_step(data)
@@ -133,8 +135,15 @@ class ClosureTrainer:
         return closure
 
     def fit(
-        self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, **rest
-    ):
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Literal["auto", 0, 1, 2] = "auto",
+        callbacks: Sequence[keras.callbacks.Callback] | None = None,
+        **rest: Any,
+    ) -> keras.callbacks.History:
         """As `keras.Model.fit`.
 
         Arrays that fit into one batch, for training or validation, are put on the device once,
@@ -159,7 +168,7 @@ class ClosureTrainer:
             if self.built:
                 self.optimizer.build(self.trainable_variables)
 
-    def train_on_batch(self, *arguments, **keywords):
+    def train_on_batch(self, *arguments: Any, **keywords: Any) -> Any:
         """As `keras.Model.train_on_batch`; a closure optimizer takes every batch for a new one."""
         if closure_stage(self.optimizer) is not None:
             self.optimizer.start(same_data=False)

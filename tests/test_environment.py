@@ -1,6 +1,8 @@
 """What the package tells of itself: versions, and records as text."""
 
 import importlib.metadata
+import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -16,6 +18,18 @@ def test_versions(capsys):
     for name in ("tensorflow", "keras", "numpy"):
         assert printed[name].strip() == importlib.metadata.version(name)
     assert "CPU:0" in printed["devices"]
+
+
+def test_the_version_is_the_same_everywhere():
+    root = pathlib.Path(__file__).resolve().parents[1]
+    citation = (root / "CITATION.cff").read_text(encoding="utf-8")
+    changes = (root / "CHANGELOG.md").read_text(encoding="utf-8")
+    date = re.search(r"^date-released: (.*)$", citation, re.MULTILINE).group(1)
+    assert f"\nversion: {nde.__version__}\n" in citation
+    assert f"\n## [{nde.__version__}] - {date}\n" in changes
+    for heading in re.findall(r"^## \[(.*?)\]", changes, re.MULTILINE):
+        assert f"\n[{heading}]: " in changes, heading
+    assert "version = attr: keras_neuralde.__version__" in (root / "setup.cfg").read_text()
 
 
 def rotation(t, y, p):
@@ -80,3 +94,25 @@ def test_a_bar_counts_the_chunks(monkeypatch):
     problem = nde.ODEProblem(lambda t, y, p: -y, 1.0, (0.0, 1.0))
     nde.solve_ensemble(problem, 5, batch_size=2, progress=True)
     assert drawn == [0.4, 0.8, 1.0]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_counts_the_iterations(terminal, monkeypatch, capsys):
+    import sys
+
+    drawn = []
+
+    class Bar:
+        def __init__(self, target, **_):
+            drawn.append(target)
+
+        def update(self, done, values):
+            drawn.append((done, *values))
+
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr("keras.utils.Progbar", Bar)
+    keywords = {"max_iters": 2, "jit_compile": False}
+    result = nde.minimize(lambda p: p**2, np.float64(3.0), nde.optimizers.BFGS(0.1), **keywords)
+    expected = [2, *((i + 1, ("loss", loss)) for i, loss in enumerate(result.history))]
+    assert drawn == (expected if terminal else [])
+    assert capsys.readouterr().out == ("\n" if terminal else "")

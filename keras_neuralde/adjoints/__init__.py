@@ -1,5 +1,7 @@
 """Gradients of solves: how they are computed, chosen by name or as an object with settings."""
 
+from typing import Any
+
 from keras_neuralde.adjoints.backsolve import Backsolve as Backsolve
 from keras_neuralde.adjoints.base import Adjoint as Adjoint
 from keras_neuralde.adjoints.discrete import Discrete as Discrete
@@ -12,12 +14,12 @@ _KINDS = (Discrete, Forward, Backsolve, Interpolating, Quadrature, Reversible)
 _NAMED = {kind.name: kind for kind in _KINDS}
 
 
-def names():
+def names() -> list[str]:
     """The names that `solve(..., adjoint=...)` takes."""
     return sorted(_NAMED)
 
 
-def get(identifier):
+def get(identifier: str | dict | Adjoint) -> Adjoint:
     """The adjoint for a name, a config or an adjoint."""
     if isinstance(identifier, Adjoint):
         return identifier
@@ -32,7 +34,7 @@ def get(identifier):
     )
 
 
-def serialize(adjoint):
+def serialize(adjoint: Adjoint) -> dict[str, Any]:
     """The config from which `get` makes the adjoint again."""
     if not isinstance(adjoint, Adjoint):
         raise TypeError(f"`adjoint` must be an adjoint object. Received: {adjoint!r}")

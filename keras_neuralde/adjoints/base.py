@@ -1,7 +1,7 @@
 """What every adjoint is: a way to integrate whose result can be differentiated."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -51,7 +51,7 @@ class Adjoint:
         """
         raise NotImplementedError
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """The settings, so that `get` makes an equal adjoint."""
         return dataclasses.asdict(self)
 

@@ -71,7 +71,7 @@ class HybridEquation(Equation):
             )
         if settings.replays:
             raise ValueError(
-                "`steps` cannot be replayed where events or jumps cut them. Leave it out, and "
+                "`steps` cannot be replayed where events or jumps cut them. Leave them out, and "
                 "choose rtol ≤ 1e-10 to compare with finite differences."
             )
         if solver.stochastic and any(one.kind == ROOT for one in self.happenings):
@@ -217,18 +217,23 @@ def _times(given, layout):
         rank == 1 or times.shape[:-1].is_compatible_with(batch)
     ):
         raise ValueError(
-            f"`times` must be a 1-D array, or (*batch, n) with the batch shape {batch}. "
+            "`times` of a PresetTimeEvent must be a 1-D array, or (*batch, n) with the batch shape "
+            f"{batch}. "
             f"Received shape: {times.shape}"
         )
     if times.shape[-1] == 0:
-        raise ValueError("`times` must hold at least one time. Received: an empty array")
+        raise ValueError(
+            "`times` of a PresetTimeEvent must hold at least one time. Received: an empty array"
+        )
     if times.shape[-1] is None:
         raise ValueError("the number of `times` of a PresetTimeEvent must be known. Received: None")
     known = values.known(times)
     if known is not None:
         present = np.isfinite(known)
         if np.any(present[..., 1:] & ~present[..., :-1]) or np.any(np.isinf(known)):
-            raise ValueError(f"`times` must be finite, with NaN last. Received: {known}")
+            raise ValueError(
+                f"`times` of a PresetTimeEvent must be finite, with NaN last. Received: {known}"
+            )
         steps = np.diff(known, axis=-1)
         if np.any(steps == 0):
             raise ValueError(
@@ -236,5 +241,5 @@ def _times(given, layout):
                 f"second event. Received: {known}"
             )
         if np.any(steps < 0) and np.any(steps > 0):
-            raise ValueError(f"`times` must be sorted. Received: {known}")
+            raise ValueError(f"`times` of a PresetTimeEvent must be sorted. Received: {known}")
     return tf.stop_gradient(times)

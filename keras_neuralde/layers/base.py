@@ -1,9 +1,11 @@
 """What all differential-equation layers share: settings, inner models as pure functions, config."""
 
 import inspect
+from typing import Any, Unpack
 
 import keras
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from keras_neuralde import adjoints, controllers, solvers
@@ -11,7 +13,9 @@ from keras_neuralde.arguments import check_settings
 from keras_neuralde.checks import check_array, check_keywords
 from keras_neuralde.events import as_events
 from keras_neuralde.layers import event_config
+from keras_neuralde.options import LayerOptions, SolverLike
 from keras_neuralde.solve import SOLVE_KEYWORDS
+from keras_neuralde.typing import TimeSpan
 
 _FIXED_BY_LAYER = ("saveat", "batch_ndims", "dense")
 # Keywords that may be objects, with what makes them from a config.
@@ -30,11 +34,20 @@ class DifferentialEquationLayer(keras.layers.Layer):
         **keywords: keywords of `keras_neuralde.solve`, and of `keras.layers.Layer`.
     """
 
-    def __init__(self, t_span, solver, *, saveat=None, **keywords):
+    def __init__(
+        self,
+        t_span: TimeSpan,
+        solver: SolverLike,
+        *,
+        saveat: npt.ArrayLike | None = None,
+        **keywords: Unpack[LayerOptions],
+    ) -> None:
         settings = {name: keywords.pop(name) for name in list(keywords) if name in SOLVE_KEYWORDS}
         for name in _FIXED_BY_LAYER:
             if name in settings:
-                raise TypeError(f"`{name}` is set by the layer. Received: {settings[name]!r}")
+                raise TypeError(
+                    f"`{name}` is set by the layer: leave it out. Received: {settings[name]!r}"
+                )
         if "events" in settings:
             settings["events"] = list(as_events(event_config.deserialize(settings["events"])))
         check_keywords(type(self).__name__, keywords, SOLVE_KEYWORDS, _OF_KERAS)
@@ -56,16 +69,16 @@ class DifferentialEquationLayer(keras.layers.Layer):
         self.supports_masking = True
 
     @property
-    def state_dtype(self):
+    def state_dtype(self) -> str:
         """What the solver computes in: the variable dtype, float32 at least."""
         return "float64" if self.variable_dtype == "float64" else "float32"
 
     @property
-    def takes_times(self):
+    def takes_times(self) -> bool:
         """Whether save times are among the inputs that the layer was built with."""
         return _is_pair(self._input_shape()) if self.built else False
 
-    def served_inputs(self):
+    def served_inputs(self) -> list[keras.InputSpec]:
         """The arguments of a signature of the layer alone: `[InputSpec]`, or a list of them."""
         if not self.built:
             raise ValueError(
@@ -108,7 +121,7 @@ class DifferentialEquationLayer(keras.layers.Layer):
         ]
         return f"<{', '.join(parts)}>"
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.pop("autocast", None)
         solver = self.solver if isinstance(self.solver, str) else solvers.serialize(self._solver)

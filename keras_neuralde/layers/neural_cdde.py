@@ -1,12 +1,18 @@
 """`NeuralCDDE`: a layer whose output is the solution of a delay equation with constant lags."""
 
+from collections.abc import Sequence
+from typing import Any, Literal, Unpack
+
 import keras
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from keras_neuralde.checks import check_array, check_flag
 from keras_neuralde.layers.neural_ode import NeuralODE, _split, _state_shape
+from keras_neuralde.options import LayerOptions, SolverLike
 from keras_neuralde.problems import DDEProblem
+from keras_neuralde.typing import History, TensorLike, TimeSpan
 
 _SAMPLED = "sampled"
 
@@ -60,17 +66,17 @@ class NeuralCDDE(NeuralODE):
 
     def __init__(
         self,
-        model,
-        t_span,
-        lags,
-        solver="tsit5",
+        model: keras.layers.Layer,
+        t_span: TimeSpan,
+        lags: Sequence[float],
+        solver: SolverLike = "tsit5",
         *,
-        history=None,
-        trainable_lags=False,
-        saveat=None,
-        time_dependent=False,
-        **keywords,
-    ):
+        history: History | Literal["sampled"] | None = None,
+        trainable_lags: bool = False,
+        saveat: npt.ArrayLike | None = None,
+        time_dependent: bool = False,
+        **keywords: Unpack[LayerOptions],
+    ) -> None:
         super().__init__(
             model, t_span, solver, saveat=saveat, time_dependent=time_dependent, **keywords
         )
@@ -119,7 +125,9 @@ class NeuralCDDE(NeuralODE):
     def _model_input(self, y0):
         return tf.concat([y0] * (1 + len(self.lags)), axis=-1)
 
-    def call(self, inputs, training=None):
+    def call(
+        self, inputs: TensorLike | list[TensorLike], training: bool | None = None
+    ) -> tf.Tensor:
         y0, times = _split(self._without_past(inputs))
         past = None
         if self.history == _SAMPLED:
@@ -182,7 +190,7 @@ class NeuralCDDE(NeuralODE):
         lags = self.lags if p["lags"] is None else p["lags"]
         return tf.concat([y, *(h(t - direction * lag) for lag in lags)], axis=-1)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         history = self.history
         if callable(history):
             history = keras.saving.serialize_keras_object(history)
@@ -208,12 +216,12 @@ def _check_past(y0, times, past):
     fits = past.shape.is_compatible_with([*batch, samples, *y0.shape[1:]])
     if rank not in (1, 2) or not fits or not times.shape[:-1].is_compatible_with(batch[: rank - 1]):
         raise ValueError(
-            "past_times must be (n,) or (batch, n) and past (batch, n, *state), for the batch and "
-            f"state of y0, {y0.shape}. Received shapes: {times.shape} and {past.shape}"
+            "`past_times` must be (n,) or (batch, n) and `past` (batch, n, *state), for the batch "
+            f"and state of `y0`, {y0.shape}. Received shapes: {times.shape} and {past.shape}"
         )
     known = tf.get_static_value(times)
     if known is not None and not np.all(np.diff(known, axis=-1) > 0):
-        raise ValueError(f"past_times must be finite and ascending. Received: {known}")
+        raise ValueError(f"`past_times` must be finite and ascending. Received: {known}")
 
 
 def _positive_numbers(lags):

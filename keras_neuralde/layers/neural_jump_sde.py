@@ -1,15 +1,19 @@
 """`NeuralJumpSDE`: a stochastic equation with neural drift, diffusion, jumps and rate."""
 
 import numbers
+from typing import Any, Unpack
 
 import keras
+import numpy.typing as npt
 import tensorflow as tf
 
 from keras_neuralde.checks import check_flag, check_not_negative
 from keras_neuralde.jumps import ConstantRateJump, JumpProblem, VariableRateJump
 from keras_neuralde.layers.neural_ode import _state_shape
 from keras_neuralde.layers.neural_sde import StochasticLayer
+from keras_neuralde.options import LayerOptions, SolverLike
 from keras_neuralde.refusals import refuse_gradients
+from keras_neuralde.typing import TimeSpan
 
 _REFUSED = "rate (set rate.trainable = False, or use log_likelihood=True and nde.expectation)"
 
@@ -63,18 +67,25 @@ class NeuralJumpSDE(StochasticLayer):
 
     def __init__(
         self,
-        drift,
-        diffusion,
-        jump,
-        rate,
-        t_span,
-        solver="sosri",
+        drift: keras.layers.Layer,
+        diffusion: keras.layers.Layer,
+        jump: keras.layers.Layer,
+        rate: float | keras.layers.Layer,
+        t_span: TimeSpan,
+        solver: SolverLike = "sosri",
         *,
-        rate_bound=None,
-        log_likelihood=False,
-        **keywords,
-    ):
-        super().__init__(drift, diffusion, t_span, solver, **keywords)
+        rate_bound: float | None = None,
+        log_likelihood: bool = False,
+        trajectories: int | None = None,
+        seed: int | None = None,
+        saveat: npt.ArrayLike | None = None,
+        time_dependent: bool = False,
+        **keywords: Unpack[LayerOptions],
+    ) -> None:
+        super().__init__(
+            drift, diffusion, t_span, solver, trajectories=trajectories, seed=seed, saveat=saveat,
+            time_dependent=time_dependent, **keywords,
+        )  # fmt: skip
         modelled = isinstance(rate, keras.layers.Layer)
         if not modelled and (isinstance(rate, bool) or not isinstance(rate, numbers.Real)):
             raise TypeError(
@@ -141,7 +152,7 @@ class NeuralJumpSDE(StochasticLayer):
         mask = super().compute_mask(inputs, previous_mask)
         return [mask, mask] if self.log_likelihood else mask
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         # `rate` is among the inner models where it is one.
         return {
             "rate": self.rate,

@@ -1,13 +1,18 @@
 """`NeuralODE`: a layer whose output is the solution of y' = model(y)."""
 
+from typing import Any, Unpack
+
 import keras
+import numpy.typing as npt
 import tensorflow as tf
 
 from keras_neuralde.checks import check_flag
 from keras_neuralde.layers import request
 from keras_neuralde.layers.base import DifferentialEquationLayer, PureModel, _is_pair, _state_shape
+from keras_neuralde.options import LayerOptions, SolverLike
 from keras_neuralde.problems import ODEProblem
 from keras_neuralde.solve import solve
+from keras_neuralde.typing import TensorLike, TimeSpan
 
 
 @keras.saving.register_keras_serializable(package="keras_neuralde")
@@ -52,8 +57,15 @@ class NeuralODE(DifferentialEquationLayer):
     """
 
     def __init__(
-        self, model, t_span, solver="tsit5", *, saveat=None, time_dependent=False, **keywords
-    ):
+        self,
+        model: keras.layers.Layer,
+        t_span: TimeSpan,
+        solver: SolverLike = "tsit5",
+        *,
+        saveat: npt.ArrayLike | None = None,
+        time_dependent: bool = False,
+        **keywords: Unpack[LayerOptions],
+    ) -> None:
         super().__init__(t_span, solver, saveat=saveat, **keywords)
         if not isinstance(model, keras.layers.Layer):
             raise TypeError(
@@ -75,7 +87,9 @@ class NeuralODE(DifferentialEquationLayer):
             )
         self.built = True
 
-    def call(self, inputs, training=None):
+    def call(
+        self, inputs: TensorLike | list[TensorLike], training: bool | None = None
+    ) -> tf.Tensor:
         return self._solve(*_split(inputs), training)
 
     def _solve(self, y0, times, training, *more):
@@ -133,7 +147,7 @@ class NeuralODE(DifferentialEquationLayer):
         num_times = len(self.saveat) if isinstance(self.saveat, list) else 1
         return (state_shape[0], num_times, *state_shape[1:])
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "model": keras.saving.serialize_keras_object(self.model),

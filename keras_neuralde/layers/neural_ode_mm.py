@@ -1,13 +1,19 @@
 """`NeuralODEMM`: a layer whose output solves M y' = [model(y); constraints(y)]."""
 
+from collections.abc import Callable
+from typing import Any, Unpack
+
 import keras
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from keras_neuralde.checks import check_array
 from keras_neuralde.layers.base import PureModel
 from keras_neuralde.layers.neural_ode import NeuralODE, _state_shape
+from keras_neuralde.options import LayerOptions, SolverLike
 from keras_neuralde.problems import ODEProblem
+from keras_neuralde.typing import TimeSpan
 
 
 @keras.saving.register_keras_serializable(package="keras_neuralde")
@@ -55,16 +61,16 @@ class NeuralODEMM(NeuralODE):
 
     def __init__(
         self,
-        model,
-        constraints,
-        t_span,
-        mass_matrix,
-        solver="rodas5p",
+        model: keras.layers.Layer,
+        constraints: Callable[[tf.Tensor], tf.Tensor],
+        t_span: TimeSpan,
+        mass_matrix: npt.ArrayLike,
+        solver: SolverLike = "rodas5p",
         *,
-        saveat=None,
-        time_dependent=False,
-        **keywords,
-    ):
+        saveat: npt.ArrayLike | None = None,
+        time_dependent: bool = False,
+        **keywords: Unpack[LayerOptions],
+    ) -> None:
         super().__init__(
             model, t_span, solver, saveat=saveat, time_dependent=time_dependent, **keywords
         )
@@ -133,7 +139,7 @@ class NeuralODEMM(NeuralODE):
             rest = self._constraint_layer.inference(t, y, p["constraints"])
         return tf.concat([network(t, y, p["model"]), rest], axis=-1)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "constraints": keras.saving.serialize_keras_object(self.constraints),

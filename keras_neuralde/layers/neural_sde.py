@@ -1,7 +1,10 @@
 """Layers whose output is the solution of a stochastic equation with neural drift and diffusion."""
 
+from typing import Any, Unpack
+
 import keras
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from keras_neuralde import solvers, values
@@ -10,8 +13,10 @@ from keras_neuralde.equations import TrajectorySeeds
 from keras_neuralde.layers import request
 from keras_neuralde.layers.base import DifferentialEquationLayer, PureModel
 from keras_neuralde.layers.neural_ode import _cover, _is_pair, _split, _state_shape
+from keras_neuralde.options import LayerOptions, SolverLike
 from keras_neuralde.problems import SDEProblem
 from keras_neuralde.solve import solve
+from keras_neuralde.typing import TensorLike, TimeSpan
 
 
 class StochasticLayer(DifferentialEquationLayer):
@@ -23,17 +28,17 @@ class StochasticLayer(DifferentialEquationLayer):
 
     def __init__(
         self,
-        drift,
-        diffusion,
-        t_span,
-        solver="sosri",
+        drift: keras.layers.Layer,
+        diffusion: keras.layers.Layer,
+        t_span: TimeSpan,
+        solver: SolverLike = "sosri",
         *,
-        trajectories=None,
-        seed=None,
-        saveat=None,
-        time_dependent=False,
-        **keywords,
-    ):
+        trajectories: int | None = None,
+        seed: int | None = None,
+        saveat: npt.ArrayLike | None = None,
+        time_dependent: bool = False,
+        **keywords: Unpack[LayerOptions],
+    ) -> None:
         super().__init__(t_span, solver, saveat=saveat, **keywords)
         if not self._solver.stochastic or self.noise not in self._solver.noises:
             fitting = [
@@ -83,7 +88,12 @@ class StochasticLayer(DifferentialEquationLayer):
                 )
         self.built = True
 
-    def call(self, inputs, training=None, seed=None):
+    def call(
+        self,
+        inputs: TensorLike | list[TensorLike],
+        training: bool | None = None,
+        seed: TensorLike | None = None,
+    ) -> tf.Tensor | list[tf.Tensor]:
         y0, times = _split(inputs)
         y0 = start = self._to_state(y0)
         t_span, saveat = self.t_span, self.saveat
@@ -188,7 +198,7 @@ class StochasticLayer(DifferentialEquationLayer):
         num_times = len(self.saveat) if isinstance(self.saveat, list) else 1
         return (*leading, num_times, *state_shape[1:])
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         inner = self._inner().items()
         return {
             **super().get_config(),
@@ -284,15 +294,31 @@ class NeuralSDE(StochasticLayer):
 
     noise = "general"
 
-    def __init__(self, drift, diffusion, t_span, noise_dim, solver="lamba_em", **keywords):
-        super().__init__(drift, diffusion, t_span, solver, **keywords)
+    def __init__(
+        self,
+        drift: keras.layers.Layer,
+        diffusion: keras.layers.Layer,
+        t_span: TimeSpan,
+        noise_dim: int,
+        solver: SolverLike = "lamba_em",
+        *,
+        trajectories: int | None = None,
+        seed: int | None = None,
+        saveat: npt.ArrayLike | None = None,
+        time_dependent: bool = False,
+        **keywords: Unpack[LayerOptions],
+    ) -> None:
+        super().__init__(
+            drift, diffusion, t_span, solver, trajectories=trajectories, seed=seed, saveat=saveat,
+            time_dependent=time_dependent, **keywords,
+        )  # fmt: skip
         self.noise_dim = check_whole("noise_dim", noise_dim)
 
     def _shape_of(self, name, state_shape):
         shape = super()._shape_of(name, state_shape)
         return (*shape, self.noise_dim) if name == "diffusion" else shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "noise_dim": self.noise_dim}
 
 

@@ -1,7 +1,11 @@
 """Derivatives in space as layers, for partial differential equations by the method of lines."""
 
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias, Unpack, get_args
+
 import keras
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from keras_neuralde.checks import (
@@ -11,8 +15,11 @@ from keras_neuralde.checks import (
     check_positive,
     check_whole,
 )
+from keras_neuralde.options import LayerKeywords
+from keras_neuralde.typing import TensorLike
 
-_BORDERS = ("dirichlet", "neumann", "periodic")
+Border: TypeAlias = Literal["dirichlet", "neumann", "periodic"]
+"""The names that `border=` takes."""
 
 
 class _Operator(keras.layers.Layer):
@@ -29,7 +36,7 @@ class _Operator(keras.layers.Layer):
     def compute_output_spec(self, inputs):
         return keras.KerasTensor(inputs.shape, dtype=inputs.dtype)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.pop("autocast", None)
         return config
@@ -67,13 +74,21 @@ class FiniteDifference(_Operator):
     array([2., 2., 2.])
     """
 
-    def __init__(self, derivative, spacing, border="periodic", value=0.0, axis=-1, **keywords):
+    def __init__(
+        self,
+        derivative: Literal[1, 2],
+        spacing: float,
+        border: Border = "periodic",
+        value: float | Sequence[float] = 0.0,
+        axis: int = -1,
+        **keywords: Unpack[LayerKeywords],
+    ) -> None:
         super().__init__(**keywords)
         if isinstance(derivative, bool) or derivative not in (1, 2):
             raise ValueError(f"`derivative` must be 1 or 2. Received: {derivative!r}")
         self.derivative = derivative
         self.spacing = check_positive("spacing", spacing)
-        self.border = check_choice("border", border, _BORDERS)
+        self.border = check_choice("border", border, get_args(Border))
         self.value = _pair(value)
         self.axis = check_integer("axis", axis)
 
@@ -87,7 +102,7 @@ class FiniteDifference(_Operator):
             )
         self.built = True
 
-    def call(self, inputs):
+    def call(self, inputs: TensorLike) -> tf.Tensor:
         u = tf.convert_to_tensor(inputs)
         h, axis, size = self.spacing, self.axis % u.shape.rank, u.shape[self.axis]
 
@@ -108,7 +123,7 @@ class FiniteDifference(_Operator):
             return (right - left) / (2.0 * h)
         return (left - 2.0 * u + right) / h**2
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "derivative": self.derivative,
@@ -140,7 +155,14 @@ class Laplacian(_Operator):
     True
     """
 
-    def __init__(self, spacing, border="periodic", value=0.0, axis=-1, **keywords):
+    def __init__(
+        self,
+        spacing: float | Sequence[float],
+        border: Border | Sequence[Border] = "periodic",
+        value: npt.ArrayLike = 0.0,
+        axis: int = -1,
+        **keywords: Unpack[LayerKeywords],
+    ) -> None:
         super().__init__(**keywords)
         several = isinstance(spacing, (list, tuple)) or np.ndim(spacing)
         spacings = list(spacing) if several else [spacing]
@@ -153,7 +175,7 @@ class Laplacian(_Operator):
                 f"Received: {spacing!r}, {border!r} and {value!r}"
             )
         self.spacing = [check_positive("spacing", one) for one in spacings]
-        self.border = [check_choice("border", one, _BORDERS) for one in borders]
+        self.border = [check_choice("border", one, get_args(Border)) for one in borders]
         self.value = [_pair(one) for one in values]
         self.axis = check_integer("axis", axis)
         self._parts = [
@@ -168,10 +190,10 @@ class Laplacian(_Operator):
             part.build(input_shape)
         self.built = True
 
-    def call(self, inputs):
+    def call(self, inputs: TensorLike) -> tf.Tensor:
         return tf.add_n([part(inputs) for part in self._parts])
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "spacing": self.spacing,
@@ -206,7 +228,13 @@ class SpectralDerivative(_Operator):
     True
     """
 
-    def __init__(self, derivative, length, axis=-1, **keywords):
+    def __init__(
+        self,
+        derivative: int,
+        length: float,
+        axis: int = -1,
+        **keywords: Unpack[LayerKeywords],
+    ) -> None:
         super().__init__(**keywords)
         self.derivative = check_whole("derivative", derivative)
         self.length = check_positive("length", length)
@@ -229,7 +257,7 @@ class SpectralDerivative(_Operator):
         self._matrix = columns.real
         self.built = True
 
-    def call(self, inputs):
+    def call(self, inputs: TensorLike) -> tf.Tensor:
         u = tf.convert_to_tensor(inputs)
         axis = self.axis % u.shape.rank
         order = [*(i for i in range(u.shape.rank) if i != axis), axis]
@@ -237,7 +265,7 @@ class SpectralDerivative(_Operator):
         product = tf.linalg.matvec(tf.constant(self._matrix, u.dtype), moved)
         return tf.transpose(product, np.argsort(order))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "derivative": self.derivative,

@@ -1,10 +1,12 @@
 """BFGS with a full inverse Hessian, as a Keras optimizer."""
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
 from keras_neuralde.optimizers.line_search import Point
-from keras_neuralde.optimizers.quasi_newton import QuasiNewton, trustworthy
+from keras_neuralde.optimizers.quasi_newton import Engine, QuasiNewton, trustworthy
 
 
 @keras.saving.register_keras_serializable(package="keras_neuralde")
@@ -46,15 +48,15 @@ class BFGS(QuasiNewton):
 
     def __init__(
         self,
-        initial_step_norm=None,
-        engine="native",
-        gradient_tolerance=1e-8,
-        loss_tolerance=0.0,
-        max_evaluations=25,
-        freeze_steps=False,
-        name="bfgs",
-        **keywords,
-    ):
+        initial_step_norm: float | None = None,
+        engine: Engine = "native",
+        gradient_tolerance: float = 1e-8,
+        loss_tolerance: float = 0.0,
+        max_evaluations: int = 25,
+        freeze_steps: bool = False,
+        name: str = "bfgs",
+        **keywords: Any,
+    ) -> None:
         super().__init__(
             name, initial_step_norm, engine, gradient_tolerance, loss_tolerance, max_evaluations,
             freeze_steps, **keywords,

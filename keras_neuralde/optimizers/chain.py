@@ -1,6 +1,8 @@
 """Optimizers one after the other, in one compiled train step."""
 
 import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -48,7 +50,13 @@ class Chain(keras.optimizers.Optimizer):
     0
     """
 
-    def __init__(self, optimizers, steps, name="chain", **keywords):
+    def __init__(
+        self,
+        optimizers: Sequence[keras.optimizers.Optimizer | str],
+        steps: Sequence[int],
+        name: str = "chain",
+        **keywords: Any,
+    ) -> None:
         refuse_gradient_options("Chain", keywords)
         if "learning_rate" in keywords:
             raise ValueError(
@@ -95,7 +103,7 @@ class Chain(keras.optimizers.Optimizer):
         return list(itertools.accumulate(self.steps))
 
     @property
-    def stage(self):
+    def stage(self) -> int:
         """The index of the current stage."""
         done = int(tf.convert_to_tensor(self.iterations))
         return sum(done >= end for end in self._ends)
@@ -106,7 +114,7 @@ class Chain(keras.optimizers.Optimizer):
         return sum((tf.cast(done >= end, tf.int32) for end in self._ends), tf.constant(0))
 
     @property
-    def progress(self):
+    def progress(self) -> Progress:
         """A `Progress`; a chain ends with a closure optimizer that is its last stage."""
         if self.stage != self._closure_index:
             return Progress.RUNNING
@@ -115,7 +123,7 @@ class Chain(keras.optimizers.Optimizer):
         return progress if last or progress is Progress.NON_FINITE else Progress.RUNNING
 
     @property
-    def message(self):
+    def message(self) -> str:
         """`progress` as a sentence."""
         return self.progress.message
 

@@ -86,7 +86,9 @@ class ClosureOptimizer(keras.optimizers.Optimizer):
     def _refuse_unfit(self, variables):
         name = type(self).__name__
         if not variables:
-            raise ValueError(f"{name} was given a model without trainable variables")
+            raise ValueError(
+                f"{name} needs variables to train. Received: a model without trainable variables"
+            )
         dtypes = sorted({keras.backend.standardize_dtype(v.dtype) for v in variables})
         if dtypes not in (["float32"], ["float64"]):
             raise ValueError(

@@ -1,11 +1,13 @@
 """Limited-memory BFGS as a Keras optimizer."""
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
 from keras_neuralde.checks import check_whole
 from keras_neuralde.optimizers.line_search import Point
-from keras_neuralde.optimizers.quasi_newton import QuasiNewton, trustworthy
+from keras_neuralde.optimizers.quasi_newton import Engine, QuasiNewton, trustworthy
 
 
 @keras.saving.register_keras_serializable(package="keras_neuralde")
@@ -52,16 +54,16 @@ class LBFGS(QuasiNewton):
 
     def __init__(
         self,
-        history_size=10,
-        initial_step_norm=0.01,
-        engine="native",
-        gradient_tolerance=1e-8,
-        loss_tolerance=0.0,
-        max_evaluations=25,
-        freeze_steps=False,
-        name="lbfgs",
-        **keywords,
-    ):
+        history_size: int = 10,
+        initial_step_norm: float = 0.01,
+        engine: Engine = "native",
+        gradient_tolerance: float = 1e-8,
+        loss_tolerance: float = 0.0,
+        max_evaluations: int = 25,
+        freeze_steps: bool = False,
+        name: str = "lbfgs",
+        **keywords: Any,
+    ) -> None:
         super().__init__(
             name, initial_step_norm, engine, gradient_tolerance, loss_tolerance, max_evaluations,
             freeze_steps, **keywords,

@@ -27,7 +27,7 @@ class Progress(enum.IntEnum):
     NON_FINITE = 4
 
     @property
-    def message(self):
+    def message(self) -> str:
         """A sentence for the user."""
         return _MESSAGES[self]
 

@@ -1,5 +1,7 @@
 """What L-BFGS and BFGS share: options, the accepted iteration, and when it is the last one."""
 
+from typing import Any, Literal, TypeAlias, get_args
+
 import tensorflow as tf
 
 from keras_neuralde.checks import (
@@ -13,7 +15,8 @@ from keras_neuralde.freezing import freeze
 from keras_neuralde.optimizers.closure import ClosureOptimizer, flat_closure, flatten, unflatten
 from keras_neuralde.optimizers.line_search import Point, Progress, iterate
 
-_ENGINES = ("native", "tfp")
+Engine: TypeAlias = Literal["native", "tfp"]
+"""The names that `engine=` takes."""
 
 
 class QuasiNewton(ClosureOptimizer):
@@ -35,20 +38,20 @@ class QuasiNewton(ClosureOptimizer):
 
     def __init__(
         self,
-        name,
-        initial_step_norm,
-        engine,
-        gradient_tolerance,
-        loss_tolerance,
-        max_evaluations,
-        freeze_steps,
-        **keywords,
-    ):
+        name: str,
+        initial_step_norm: float | None,
+        engine: Engine,
+        gradient_tolerance: float,
+        loss_tolerance: float,
+        max_evaluations: int,
+        freeze_steps: bool,
+        **keywords: Any,
+    ) -> None:
         super().__init__(name=name, **keywords)
         if initial_step_norm is not None:
             initial_step_norm = check_positive("initial_step_norm", initial_step_norm)
         self.initial_step_norm = initial_step_norm
-        self.engine = check_choice("engine", engine, _ENGINES)
+        self.engine = check_choice("engine", engine, get_args(Engine))
         self.gradient_tolerance = check_not_negative("gradient_tolerance", gradient_tolerance)
         self.loss_tolerance = check_not_negative("loss_tolerance", loss_tolerance)
         self.max_evaluations = check_whole("max_evaluations", max_evaluations)

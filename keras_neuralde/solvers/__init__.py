@@ -1,5 +1,7 @@
 """One-step methods."""
 
+from typing import TYPE_CHECKING, Any
+
 from keras_neuralde.solvers.base import Solver as Solver
 from keras_neuralde.solvers.base import Step as Step
 from keras_neuralde.solvers.esdirk import DiagonallyImplicit as DiagonallyImplicit
@@ -16,8 +18,11 @@ from keras_neuralde.solvers.rosenbrock import Rosenbrock as Rosenbrock
 from keras_neuralde.solvers.sde import StochasticSolver as StochasticSolver
 from keras_neuralde.solvers.switching import Switching as Switching
 
+if TYPE_CHECKING:
+    from keras_neuralde.tfp import as_tfp as as_tfp
 
-def __getattr__(name):
+
+def __getattr__(name: str) -> Any:
     # `as_tfp` is built on `solve`, which is built on this package: look it up when asked.
     if name == "as_tfp":
         from keras_neuralde.tfp import as_tfp

@@ -58,7 +58,12 @@ class DiagonallyImplicit(Solver):
     carries_slope = True
     counts_evaluations = True
 
-    def __init__(self, tableau="kvaerno5", newton_limit=10, linear_solver="auto"):
+    def __init__(
+        self,
+        tableau: str | ESDIRKTableau = "kvaerno5",
+        newton_limit: int = 10,
+        linear_solver: str | dict | LinearSolver = "auto",
+    ) -> None:
         if isinstance(tableau, str):
             if tableau not in ESDIRK:
                 raise ValueError(

@@ -38,7 +38,7 @@ class ExplicitRungeKutta(Solver):
     5
     """
 
-    def __init__(self, tableau="tsit5"):
+    def __init__(self, tableau: str | ButcherTableau = "tsit5") -> None:
         if isinstance(tableau, str):
             if tableau not in EXPLICIT:
                 raise ValueError(

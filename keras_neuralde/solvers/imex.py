@@ -5,9 +5,9 @@ import tensorflow as tf
 from keras_neuralde.solvers.base import pull_back
 from keras_neuralde.solvers.esdirk import DiagonallyImplicit, StageSlopes
 from keras_neuralde.solvers.explicit_rk import combine
-from keras_neuralde.solvers.iteration_matrix import iteration_matrix
+from keras_neuralde.solvers.iteration_matrix import LinearSolver, iteration_matrix
 from keras_neuralde.solvers.newton import solve_stage
-from keras_neuralde.tableaus import ESDIRK
+from keras_neuralde.tableaus import ESDIRK, ESDIRKTableau
 
 #: The tables that have an explicit companion.
 PAIRS = tuple(name for name, table in ESDIRK.items() if table.explicit)
@@ -41,7 +41,12 @@ class ImplicitExplicit(DiagonallyImplicit):
     carries_slope = False
     splits = True
 
-    def __init__(self, tableau="kencarp4", newton_limit=10, linear_solver="auto"):
+    def __init__(
+        self,
+        tableau: str | ESDIRKTableau = "kencarp4",
+        newton_limit: int = 10,
+        linear_solver: str | dict | LinearSolver = "auto",
+    ) -> None:
         super().__init__(tableau, newton_limit, linear_solver)
         if not self.tableau.explicit:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -62,18 +63,18 @@ class LinearSolver:
             check_whole(name, getattr(self, name))
 
     @classmethod
-    def get(cls, identifier):
+    def get(cls, identifier: "str | dict | LinearSolver") -> "LinearSolver":
         """The linear solver for a name, a config or a `LinearSolver`."""
-        if isinstance(identifier, cls):
+        if isinstance(identifier, LinearSolver):
             return identifier
         return cls(**identifier) if isinstance(identifier, dict) else cls(identifier)
 
-    def serialize(self):
+    def serialize(self) -> str | dict:
         """The name where it says everything, else a config."""
         plain = self.kind != "given" and self == LinearSolver(self.kind)
         return self.kind if plain else dataclasses.asdict(self)
 
-    def linearise(self, g, t, y):
+    def linearise(self, g: Any, t: tf.Tensor, y: tf.Tensor) -> tuple[Any, tf.Tensor]:
         """The Jacobian, or what stands for it, and the time derivative of the field."""
         if not self.iterates(g):
             return g.linearise(t, y)
@@ -82,7 +83,7 @@ class LinearSolver:
         at = KrylovJacobian(t, y, self.size, self.restarts, self.preconditioner)
         return at, g.rate(t, y)
 
-    def iterates(self, g):
+    def iterates(self, g: Any) -> bool:
         """Whether there is no matrix: GMRES or the user solves."""
         given = g.implicit.jacobian is not None or g.implicit.sparsity is not None
         if self.kind in ("krylov", "given") and given:

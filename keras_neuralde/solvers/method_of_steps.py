@@ -45,10 +45,10 @@ class MethodOfSteps(Solver):
     remembers = True
     counts_evaluations = True
 
-    def __init__(self, solver="tsit5"):
+    def __init__(self, solver: str | dict | Solver = "tsit5") -> None:
         from keras_neuralde.solvers import registry
 
-        inner = registry.get(solver)
+        inner: Any = registry.get(solver)
         explicit = isinstance(inner, registry.ExplicitRungeKutta)
         if not (explicit or inner.implicit):
             raise ValueError(

@@ -1,6 +1,7 @@
 """Solvers by name."""
 
 import difflib
+from typing import Any
 
 from keras_neuralde.solvers.base import Solver
 from keras_neuralde.solvers.delegated import DelegatedSolver, is_tfp_solver
@@ -9,7 +10,7 @@ from keras_neuralde.solvers.explicit_rk import ExplicitRungeKutta
 from keras_neuralde.solvers.imex import PAIRS, ImplicitExplicit
 from keras_neuralde.solvers.method_of_steps import MethodOfSteps
 from keras_neuralde.solvers.rosenbrock import Rosenbrock
-from keras_neuralde.solvers.sde import STOCHASTIC
+from keras_neuralde.solvers.sde import STOCHASTIC, StochasticSolver
 from keras_neuralde.solvers.switching import Switching
 from keras_neuralde.tableaus import ESDIRK, EXPLICIT, ROSENBROCK
 
@@ -26,17 +27,17 @@ _CLASSES |= {method.__name__: method for method in STOCHASTIC.values()}
 _DELEGATED = {"tfp_dormand_prince": "DormandPrince", "tfp_bdf": "BDF"}
 
 
-def names():
+def names() -> list[str]:
     """The strings that `get` knows."""
     return [*EXPLICIT, *ROSENBROCK, *ESDIRK, *STOCHASTIC, *_DELEGATED, "auto"]
 
 
-def stochastic():
+def stochastic() -> dict[str, type[StochasticSolver]]:
     """The classes of the methods for stochastic equations, by name."""
     return dict(STOCHASTIC)
 
 
-def get(identifier):
+def get(identifier: Any) -> Solver:
     """The solver for a name, a config dictionary, or a solver.
 
     Args:
@@ -83,7 +84,7 @@ def get(identifier):
     )
 
 
-def splitting(identifier):
+def splitting(identifier: Any) -> ImplicitExplicit:
     """The solver for an equation of two parts.
 
     Args:
@@ -104,7 +105,7 @@ def splitting(identifier):
     return ImplicitExplicit(solver.tableau, solver.newton_limit, solver.linear_solver)
 
 
-def serialize(solver):
+def serialize(solver: Solver) -> dict[str, Any]:
     """A plain dictionary from which `get` makes the solver again."""
     if not isinstance(solver, Solver):
         raise TypeError(f"`solver` must be a solver object. Received: {solver!r}")

@@ -40,7 +40,11 @@ class Rosenbrock(Solver):
     implicit = True
     singular_mass = True
 
-    def __init__(self, tableau="rodas5p", linear_solver="auto"):
+    def __init__(
+        self,
+        tableau: str | RosenbrockTableau = "rodas5p",
+        linear_solver: str | dict | LinearSolver = "auto",
+    ) -> None:
         if isinstance(tableau, str):
             if tableau not in ROSENBROCK:
                 raise ValueError(

@@ -113,7 +113,7 @@ class Milstein(StochasticSolver):
     interpretations = _BOTH
     source = "Milstein 1974; Kloeden & Platen 1992"
 
-    def __init__(self, interpretation="ito"):
+    def __init__(self, interpretation: str = "ito") -> None:
         self.interpretation = interpretation
 
     def get_config(self):

@@ -47,7 +47,7 @@ class Switching(Solver):
     carries_slope = True
     counts_evaluations = True
 
-    def __init__(self, linear_solver="auto"):
+    def __init__(self, linear_solver: str | dict | LinearSolver = "auto") -> None:
         self.explicit = ExplicitRungeKutta("tsit5")
         self.stiff = Rosenbrock("rodas5p", LinearSolver.get(linear_solver))
         self.order, self.error_order = self.explicit.order, self.explicit.error_order

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from fractions import Fraction
+from typing import Any
 
 from keras_neuralde.tableaus.tableau import hermite_weights
 
@@ -86,21 +87,21 @@ class ESDIRKTableau:
             self._check_equal(f"the sum of `explicit[{i}]`", sum(row), self.c[i])
 
     @property
-    def num_stages(self):
+    def num_stages(self) -> int:
         """The number s of stages, the explicit first one included."""
         return len(self.a)
 
     @property
-    def gamma(self):
+    def gamma(self) -> Any:
         """The diagonal entry γ."""
         return self.a[1][1]
 
     @property
-    def b(self):
+    def b(self) -> tuple:
         """The weights: the last row."""
         return self.a[-1]
 
-    def interpolant(self):
+    def interpolant(self) -> tuple:
         """The polynomials that interpolate within a step, one row for each stage."""
         return self.dense or hermite_weights(self.b)
 

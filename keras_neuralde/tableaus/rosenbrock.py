@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 _FLOAT_TOLERANCE = 1e-11
 
@@ -86,12 +87,12 @@ class RosenbrockTableau:
         self._check_equal("the sum of the classical weights", sum(b), 1.0)
 
     @property
-    def num_stages(self):
+    def num_stages(self) -> int:
         """The number s of stages."""
         return len(self.m)
 
     @property
-    def first_same_as_last(self):
+    def first_same_as_last(self) -> bool:
         """Whether the last stage evaluates the field at the end of the step."""
         return (
             self.num_stages > 1
@@ -100,7 +101,7 @@ class RosenbrockTableau:
             and self.a[-1] == self.m[:-1]
         )
 
-    def classical(self, weights=None):
+    def classical(self, weights: Sequence[float] | None = None) -> tuple[list, list, list]:
         """The coefficients of the untransformed method, whose stages are k = Γ⁻¹ u / h.
 
         Args:

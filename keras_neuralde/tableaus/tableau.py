@@ -79,23 +79,23 @@ class ButcherTableau:
         self._check_dense()
 
     @property
-    def num_stages(self):
+    def num_stages(self) -> int:
         """The number s of stages of a step, without those needed only to interpolate."""
         return len(self.b)
 
     @property
-    def first_same_as_last(self):
+    def first_same_as_last(self) -> bool:
         """Whether the last stage is the field at the end of the step, the next step's first."""
         return self.num_stages > 1 and (
             self.c[-1] == 1 and self.b[-1] == 0 and self.a[-1] == self.b[:-1]
         )
 
     @property
-    def has_error(self):
+    def has_error(self) -> bool:
         """Whether the method estimates its error."""
         return bool(self.error)
 
-    def interpolant(self):
+    def interpolant(self) -> tuple[tuple, tuple, tuple]:
         """The stages and polynomials that interpolate within a step.
 
         They are the table's own where it has them. Otherwise they are those of the cubic Hermite

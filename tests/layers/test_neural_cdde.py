@@ -207,7 +207,7 @@ class TestKeras:
         times = np.linspace(-0.2, 0.0, 3, dtype="float32")[None].repeat(len(Y0), 0)
         past = np.zeros((len(Y0), 3, *np.shape(Y0)[1:]), "float32")
         for bad in ((times[:, :2], past), (times, past[:, :2]), (times[:1], past[:1])):
-            with pytest.raises(ValueError, match="past_times must be .*Received shapes"):
+            with pytest.raises(ValueError, match="`past_times` must be .*Received shapes"):
                 sampled([Y0, *bad])
         with pytest.raises(ValueError, match="ascending"):
             sampled([Y0, times[:, ::-1], past])
