@@ -101,7 +101,7 @@ def iteration_matrix(g, jacobian, scale):
     if isinstance(jacobian, GivenSolution):
         return GivenMatrix(g, jacobian, scale)
     if isinstance(jacobian, KrylovJacobian):
-        return KrylovMatrix(g, jacobian, scale, times_mass)
+        return KrylovMatrix(g, jacobian, scale)
     return IterationMatrix(g, jacobian, scale)
 
 
@@ -153,14 +153,6 @@ class IterationMatrix:
     def solve_transposed(self, b):
         """x with Wᵀ x = b; `(rows, width)`."""
         return self._g.join(self._factors.solve_transposed(self._g.split(b)))
-
-
-def times_mass(g, x, transpose=False):
-    """M x for every trajectory; `(rows, width)`."""
-    mass = g.implicit.mass
-    if mass is None:
-        return x
-    return g.join(tf.linalg.matmul(g.split(x), mass, transpose_b=not transpose))
 
 
 def jacobian_times(g, jacobian, x):

@@ -11,8 +11,8 @@ from keras_neuralde.solvers.iteration_matrix import (
     iteration_matrix,
     jacobian_times,
     outer_sum,
-    times_mass,
 )
+from keras_neuralde.solvers.mass import times_mass
 from keras_neuralde.tableaus import ROSENBROCK
 
 
