@@ -1,6 +1,6 @@
 """ESDIRK methods: one step for every table."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -12,22 +12,27 @@ from keras_neuralde.solvers.newton import solve_stage
 from keras_neuralde.tableaus import ESDIRK
 
 
-class StageSlopes(NamedTuple):
+class Stages(NamedTuple):
     """The stages of a step.
 
     Attributes:
-        ks: their slopes, each `(rows, width)`.
-        y1: the new state.
+        ks: the slopes of what is iterated on, each `(rows, width)`.
+        es: those of the explicit part, an empty list where the field has none.
+        last: the argument of the last stage.
         converged: `(rows,)` booleans: whether every iteration has.
         count: `(rows,)` evaluations of what is iterated on.
-        parts: the slopes of the implicit and of the explicit part, where the field has two.
     """
 
     ks: list
-    y1: tf.Tensor
+    es: list
+    last: tf.Tensor
     converged: tf.Tensor
     count: tf.Tensor
-    parts: Any = None
+
+    @property
+    def slopes(self):
+        """The slopes of the field."""
+        return [k + e for k, e in zip(self.ks, self.es, strict=True)] if self.es else self.ks
 
 
 class DiagonallyImplicit(Solver):
@@ -98,13 +103,13 @@ class DiagonallyImplicit(Solver):
 
     def step(self, g, t, t_next, y, state, dense):
         h = (t_next - t)[:, None]
-        inner = self._linearised(g)
+        inner, _ = self._parts(g)
         jacobian, _ = self.linear_solver.linearise(inner, t, y)
         matrix = iteration_matrix(inner, jacobian, self._gamma * h)
-        k1 = self._start(g, t, y, state)
-        stages = self._stages(g, t, t_next, y, k1, matrix)
-        ks, y1, converged, count, _ = stages
-        error = self._error(h, stages, matrix)
+        # A slope that is not carried over is an evaluation of its own.
+        first, cost = (state, 0.0) if self.carries_slope else (inner(t, y), 1.0)
+        stages = self._stages(g, t, t_next, y, first, matrix)
+        y1 = self._arrival(h, y, stages)
         regular = matrix.regular
         trouble = tf.where(
             regular,
@@ -112,76 +117,99 @@ class DiagonallyImplicit(Solver):
             tf.constant(float(Status.SINGULAR_MATRIX), y.dtype),
         )
         # A row whose field is not finite has no root either, and that is what it is told.
-        finite = tf.math.is_finite(tf.reduce_sum(y1 + ks[-1], axis=1))
-        ok = regular & (converged | ~finite)
-        coefficients = self._interpolate(h, ks) if dense else None
-        return Step(y1, error, coefficients, self._handed_on(ks, state), ok, trouble, count)
+        finite = tf.math.is_finite(tf.reduce_sum(y1 + stages.ks[-1], axis=1))
+        return Step(
+            y1,
+            self._error(h, stages, matrix),
+            self._interpolate(h, stages) if dense else None,
+            stages.ks[-1] if self.carries_slope else state,
+            regular & (stages.converged | ~finite),
+            trouble,
+            stages.count + cost,
+        )
+
+    def _parts(self, g):
+        """What is iterated on, and the explicit part of the field, or `None`."""
+        return g, None
+
+    def _arrival(self, h, y, stages):
+        """The new state."""
+        return stages.last
 
     def _error(self, h, stages, matrix):
         """The error estimate."""
         error = h * combine(self.tableau.error, stages.ks)
-        return matrix.solve(error) if self._filtered else error
-
-    def _start(self, g, t, y, state):
-        """The slope of the first stage."""
-        return state
-
-    def _handed_on(self, slopes, state):
-        """The solver state after the step."""
-        return slopes[-1]
-
-    def _linearised(self, g):
-        """The part of the field that is iterated on."""
-        return g
+        error = matrix.solve(error) if self._filtered else error
+        # What an explicit part adds to the new state is not damped, so neither is its error.
+        return error + h * combine(self.tableau.error, stages.es) if stages.es else error
 
     def advance(self, g, t, t_next, y, dense):
         proposal = self.step(g, t, t_next, y, self.init(g, t, y), dense)
         return proposal.y1, proposal.dense
 
+    def _time(self, i, t, t_next):
+        """The time of stage `i`."""
+        node = self.tableau.c[i]
+        return tf.identity(t_next) if node == 1 else t + float(node) * (t_next - t)
+
+    def _argument(self, i, y, h, ks, es):
+        """Where stage `i` evaluates the field, as far as the slopes at hand go."""
+        parts = [combine(self.tableau.a[i], ks)]
+        if es:
+            parts.append(combine(self.tableau.explicit[i], es))
+        parts = [part for part in parts if part is not None]
+        return y + h * tf.add_n(parts) if parts else tf.identity(y)
+
     def _stages(self, g, t, t_next, y, k1, matrix):
         """All stages, one after the other."""
-        table = self.tableau
+        inner, outer = self._parts(g)
         h = (t_next - t)[:, None]
-        limit = self.newton_limit * (5 if g.implicit.tolerances is None else 1)
+        limit = self.newton_limit * (5 if inner.implicit.tolerances is None else 1)
         moving = tf.not_equal(t_next, t)
         safe = tf.where(moving[:, None], h, tf.ones_like(h))
-        ks = [k1]
+        ks, es = [k1], [] if outer is None else [outer(t, y)]
         converged, count = ~moving | moving, tf.zeros_like(t)
-        for node, row in zip(table.c[1:], table.a[1:], strict=True):
-            increment = combine(row[:-1], ks)
-            base = y if increment is None else y + h * increment
-            time = t_next if node == 1 else t + float(node) * (t_next - t)
+        for i in range(1, self.tableau.num_stages):
+            time, base = self._time(i, t, t_next), self._argument(i, y, h, ks, es)
             guess = (self._gamma * h) * ks[-1]
             root = solve_stage(
-                g, time, base, self._gamma * h, matrix, guess, moving & converged, limit
+                inner, time, base, self._gamma * h, matrix, guess, moving & converged, limit
             )
             converged &= root.converged
             count += root.evaluations
             slope = root.z / (self._gamma * safe)
             ks.append(tf.where(moving[:, None], slope, k1))
-        return StageSlopes(ks, base + root.z, converged, count)
+            last = base + root.z
+            if outer is not None:
+                es.append(outer(time, last))
+        return Stages(ks, es, last, converged, count)
 
-    def _interpolate(self, h, ks):
-        columns = [combine(column, ks) for column in zip(*self._dense, strict=True)]
+    def _interpolate(self, h, stages):
+        columns = [combine(column, stages.slopes) for column in zip(*self._dense, strict=True)]
         return tf.concat([h * column for column in columns], axis=1)
 
     def step_vjp(self, field, t, t_next, y, theta, y1_bar, dense_bar, time_gradient):
         """The vector-Jacobian product of a step by the implicit function theorem.
 
-        The stages are solved once more and then taken for exact: from
-        k_i = f(t_i, y + h Σ_(j<=i) a_ij k_j) follows for the cotangent k̄_i of an implicit stage
-        that (I - h γ J_i)ᵀ w = k̄_i, with J_i at the stage itself, and w goes through the field as
-        the cotangent of an explicit stage would. No iteration is differentiated.
+        The stages are solved once more and then taken for exact. With w_j what y1 and the later
+        stages send to k_j = f(t_j, Y_j), the cotangent c of the field at an implicit stage solves
+        (I - h γ J_j)ᵀ c = h w_j, with J_j at the stage itself, and c goes through the field as the
+        cotangent of an explicit stage would. No iteration is differentiated.
+
+        An explicit part f_E beside the implicit one sends e = J_Eᵀ h w^E to the argument of its
+        stage; the right-hand side is h (w_j + γ e) then, and Ȳ_j = e + J_jᵀ c.
         """
         table = self.tableau
         g = field.bind(theta)
+        (inner, _), (inner_field, outer_field) = self._parts(g), self._parts(field)
         h = (t_next - t)[:, None]
         captures, variables = field.captures, list(field.variables)
         parameters = theta[: len(theta) - len(captures)]
         leaves = [*parameters, *captures, *variables]
-        jacobian, _ = self.linear_solver.linearise(g, t, y)
-        matrix = iteration_matrix(g, jacobian, self._gamma * h)
-        ks = self._stages(g, t, t_next, y, g(t, y), matrix).ks
+        jacobian, _ = self.linear_solver.linearise(inner, t, y)
+        matrix = iteration_matrix(inner, jacobian, self._gamma * h)
+        stages = self._stages(g, t, t_next, y, inner(t, y), matrix)
+        ks, es = stages.ks, stages.es
 
         degree = self.dense_degree()
         given = [y1_bar] if dense_bar is None else [y1_bar, *tf.split(dense_bar, degree, axis=1)]
@@ -191,24 +219,35 @@ class DiagonallyImplicit(Solver):
         totals: list = []
         for j in reversed(range(table.num_stages)):
             weights = [table.b[j]] if dense_bar is None else [table.b[j], *self._dense[j]]
-            behind = [table.a[i][j] for i in reversed(range(j + 1, table.num_stages))]
-            parts = [combine(weights, given), combine(behind, arguments)]
-            parts = [part for part in parts if part is not None]
-            w = tf.add_n(parts) if parts else tf.zeros_like(y)
-            time = (
-                tf.identity(t_next) if table.c[j] == 1 else (t + float(table.c[j]) * (t_next - t))
-            )
-            increment = combine(table.a[j], ks)
-            argument = tf.identity(y) if increment is None else y + h * increment
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
+            direct = combine(weights, given)
+            behind = list(reversed(range(j + 1, table.num_stages)))
+
+            def received(rows, j=j, direct=direct, behind=behind):
+                parts = [direct, combine([rows[i][j] for i in behind], arguments)]
+                parts = [part for part in parts if part is not None]
+                return tf.add_n(parts) if parts else tf.zeros_like(y)
+
+            w = received(table.a)
+            time, argument = self._time(j, t, t_next), self._argument(j, y, h, ks, es)
+            sources = [time, argument, *leaves]
+            with tf.GradientTape(persistent=bool(es), watch_accessed_variables=False) as tape:
                 tape.watch([time, argument, *theta, *captures, *variables])
-                slope = field(time, argument, theta)
+                slope = inner_field(time, argument, theta)
+                other = outer_field(time, argument, theta) if es else None
             cotangent = h * w
+            if es:
+                w_outer = received(table.explicit)
+                outer_bars = pull_back(tape, other, sources, [h * w_outer])
+                h_bar += tf.reduce_sum(es[j] * w_outer, axis=1)
+                if j > 0:
+                    cotangent += (self._gamma * h) * outer_bars[1]
             if j > 0:
-                here, _ = self.linear_solver.linearise(g, time, argument)
-                here = iteration_matrix(g, here, self._gamma * h)
+                here, _ = self.linear_solver.linearise(inner, time, argument)
+                here = iteration_matrix(inner, here, self._gamma * h)
                 cotangent = here.solve_transposed(cotangent)
-            bars = pull_back(tape, slope, [time, argument, *leaves], [cotangent])
+            bars = pull_back(tape, slope, sources, [cotangent])
+            if es:
+                bars = [a + b for a, b in zip(bars, outer_bars, strict=True)]
             share = w if j == 0 else w + self._gamma * bars[1]
             h_bar += tf.reduce_sum(ks[j] * share, axis=1)
             node = float(table.c[j])
