@@ -69,6 +69,9 @@ class Solver:
     #: Whether the mass matrix of an implicit method may be singular.
     singular_mass: bool = False
 
+    #: Whether a mass matrix that can be inverted is: the field is y' then.
+    inverts_mass: bool = True
+
     #: Whether the field has an implicit and an explicit part.
     splits: bool = False
 

@@ -5,9 +5,11 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from keras_neuralde.solution import Status
+from keras_neuralde.solvers import algebraic
 from keras_neuralde.solvers.base import Solver, Step, pull_back
 from keras_neuralde.solvers.explicit_rk import combine
 from keras_neuralde.solvers.iteration_matrix import LinearSolver, iteration_matrix
+from keras_neuralde.solvers.mass import times_mass
 from keras_neuralde.solvers.newton import solve_stage
 from keras_neuralde.tableaus import ESDIRK
 
@@ -44,6 +46,10 @@ class DiagonallyImplicit(Solver):
     multiplied by (I - h γ J)⁻¹, so that stiff components do not spoil it (Hosea & Shampine,
     Applied Numerical Mathematics 20, 1996).
 
+    With a singular mass matrix the stages solve M z_i = h γ f(...), and the slope handed on only
+    has to solve M k_1 = f: the new state does not depend on the rest of it. Between the ends of a
+    step stands the cubic with the slopes of `algebraic.slope`.
+
     Args:
         tableau: the name of a table in `keras_neuralde.tableaus.ESDIRK`, or an `ESDIRKTableau` of
             your own.
@@ -59,6 +65,7 @@ class DiagonallyImplicit(Solver):
     """
 
     implicit = True
+    singular_mass = True
     carries_slope = True
     counts_evaluations = True
 
@@ -99,7 +106,8 @@ class DiagonallyImplicit(Solver):
         return len(self._dense[0])
 
     def init(self, g, t, y):
-        return g(t, y)
+        f = g(t, y)
+        return f if g.implicit.mass is None else algebraic.some_slope(g, f)
 
     def step(self, g, t, t_next, y, state, dense):
         h = (t_next - t)[:, None]
@@ -108,9 +116,16 @@ class DiagonallyImplicit(Solver):
         matrix = iteration_matrix(inner, jacobian, self._gamma * h)
         # A slope that is not carried over is an evaluation of its own.
         first, cost = (state, 0.0) if self.carries_slope else (inner(t, y), 1.0)
-        stages = self._stages(g, t, t_next, y, first, matrix)
+        stages = self.stages(g, t, t_next, y, first, matrix)
         y1 = self._arrival(h, y, stages)
-        regular = matrix.regular
+        regular, coefficients = matrix.regular, None
+        if dense and inner.implicit.mass is not None:
+            start, one = algebraic.slope(inner, t, y)
+            end, other = algebraic.slope(inner, t_next, y1)
+            coefficients = algebraic.cubic(h, y, y1, start, end)
+            regular, cost = regular & one & other, cost + 2.0
+        elif dense:
+            coefficients = self._interpolate(h, stages)
         trouble = tf.where(
             regular,
             tf.constant(float(Status.NEWTON_DIVERGED), y.dtype),
@@ -120,8 +135,8 @@ class DiagonallyImplicit(Solver):
         finite = tf.math.is_finite(tf.reduce_sum(y1 + stages.ks[-1], axis=1))
         return Step(
             y1,
-            self._error(h, stages, matrix),
-            self._interpolate(h, stages) if dense else None,
+            self._error(inner, h, stages, matrix),
+            coefficients,
             stages.ks[-1] if self.carries_slope else state,
             regular & (stages.converged | ~finite),
             trouble,
@@ -136,10 +151,11 @@ class DiagonallyImplicit(Solver):
         """The new state."""
         return stages.last
 
-    def _error(self, h, stages, matrix):
+    def _error(self, inner, h, stages, matrix):
         """The error estimate."""
         error = h * combine(self.tableau.error, stages.ks)
-        error = matrix.solve(error) if self._filtered else error
+        if self._filtered:
+            error = matrix.solve(times_mass(inner, error))
         # What an explicit part adds to the new state is not damped, so neither is its error.
         return error + h * combine(self.tableau.error, stages.es) if stages.es else error
 
@@ -160,8 +176,23 @@ class DiagonallyImplicit(Solver):
         parts = [part for part in parts if part is not None]
         return y + h * tf.add_n(parts) if parts else tf.identity(y)
 
-    def _stages(self, g, t, t_next, y, k1, matrix):
-        """All stages, one after the other."""
+    def stage(self, i, t, t_next, y, stages):
+        """The time and the argument of stage `i` of a step with the given `Stages`."""
+        h = (t_next - t)[:, None]
+        return self._time(i, t, t_next), self._argument(i, y, h, stages.ks, stages.es)
+
+    def stages(self, g, t, t_next, y, k1, matrix):
+        """All stages, one after the other: `Stages`.
+
+        Args:
+            g: the field.
+            t: as in `step`.
+            t_next: likewise.
+            y: likewise.
+            k1: the slope of the first stage, `(rows, width)`; with a singular mass matrix any that
+                solves M k1 = f.
+            matrix: the `IterationMatrix` of the step.
+        """
         inner, outer = self._parts(g)
         h = (t_next - t)[:, None]
         limit = self.newton_limit * (5 if inner.implicit.tolerances is None else 1)
@@ -201,6 +232,10 @@ class DiagonallyImplicit(Solver):
         """
         table = self.tableau
         g = field.bind(theta)
+        if g.implicit.mass is not None:
+            return algebraic.step_vjp(
+                self, field, t, t_next, y, theta, y1_bar, dense_bar, time_gradient
+            )
         (inner, _), (inner_field, outer_field) = self._parts(g), self._parts(field)
         h = (t_next - t)[:, None]
         captures, variables = field.captures, list(field.variables)
@@ -208,7 +243,7 @@ class DiagonallyImplicit(Solver):
         leaves = [*parameters, *captures, *variables]
         jacobian, _ = self.linear_solver.linearise(inner, t, y)
         matrix = iteration_matrix(inner, jacobian, self._gamma * h)
-        stages = self._stages(g, t, t_next, y, inner(t, y), matrix)
+        stages = self.stages(g, t, t_next, y, inner(t, y), matrix)
         ks, es = stages.ks, stages.es
 
         degree = self.dense_degree()
@@ -228,7 +263,7 @@ class DiagonallyImplicit(Solver):
                 return tf.add_n(parts) if parts else tf.zeros_like(y)
 
             w = received(table.a)
-            time, argument = self._time(j, t, t_next), self._argument(j, y, h, ks, es)
+            time, argument = self.stage(j, t, t_next, y, stages)
             sources = [time, argument, *leaves]
             with tf.GradientTape(persistent=bool(es), watch_accessed_variables=False) as tape:
                 tape.watch([time, argument, *theta, *captures, *variables])

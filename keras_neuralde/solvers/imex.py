@@ -35,6 +35,7 @@ class ImplicitExplicit(DiagonallyImplicit):
     4
     """
 
+    singular_mass = False
     carries_slope = False
     splits = True
 

@@ -39,6 +39,7 @@ class Rosenbrock(Solver):
 
     implicit = True
     singular_mass = True
+    inverts_mass = False
 
     def __init__(self, tableau="rodas5p", linear_solver="auto"):
         if isinstance(tableau, str):
