@@ -122,6 +122,8 @@ class Stats:
         num_accepted: accepted steps.
         num_rejected: rejected steps.
         num_f: evaluations of the field; of a `SplitODEProblem`, of its implicit part.
+        num_jac: evaluations of the Jacobian, or linearisations in its place, by implicit methods;
+            of `solver="auto"`, those of accepted steps.
         num_implicit: accepted steps of an implicit method.
         num_switches: how often `solver="auto"` changed between its explicit and implicit method.
     """
@@ -130,6 +132,7 @@ class Stats:
     num_accepted: tf.Tensor
     num_rejected: tf.Tensor
     num_f: tf.Tensor
+    num_jac: tf.Tensor
     num_implicit: tf.Tensor
     num_switches: tf.Tensor
 

@@ -154,6 +154,19 @@ class GaussJordan:
         else:
             self._place = tf.argsort(self._order, axis=1)
 
+    @property
+    def kept(self):
+        """The tensors that `solve_with` needs, the trajectories along their first axis."""
+        return (self._inverse,) if self._fused else (self._inverse, self._order)
+
+    @staticmethod
+    def solve_with(kept, b):
+        """x with A x = b, without refinement, from what an earlier object `kept`."""
+        inverse, *order = kept
+        if order:
+            return tf.linalg.matvec(inverse, tf.gather(b, order[0], batch_dims=1))
+        return tf.reduce_sum(inverse * b[:, None, :], axis=2)
+
     def solve(self, b):
         """x with A x = b; `(trajectories, n)`."""
         x = self._apply(b)

@@ -25,6 +25,7 @@ class ImplicitExplicit(DiagonallyImplicit):
         tableau: the name of an ESDIRK table with an explicit companion, or such a table.
         newton_limit: as in `DiagonallyImplicit`.
         linear_solver: likewise.
+        jacobian_reuse: likewise.
 
     Raises:
         ValueError: for a table without an explicit companion.
@@ -39,8 +40,10 @@ class ImplicitExplicit(DiagonallyImplicit):
     carries_slope = False
     splits = True
 
-    def __init__(self, tableau="kencarp4", newton_limit=10, linear_solver="auto"):
-        super().__init__(tableau, newton_limit, linear_solver)
+    def __init__(
+        self, tableau="kencarp4", newton_limit=10, linear_solver="auto", jacobian_reuse="auto"
+    ):
+        super().__init__(tableau, newton_limit, linear_solver, jacobian_reuse)
         if not self.tableau.explicit:
             raise ValueError(
                 "a split equation needs a method with an explicit companion, one of "

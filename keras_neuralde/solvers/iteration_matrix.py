@@ -142,6 +142,11 @@ class IterationMatrix:
             return tf.reduce_all(regular, keepdims=True)
         return regular
 
+    @property
+    def kept(self):
+        """The tensors of the factors, for `kept_matrix`."""
+        return self._factors.kept
+
     def solve(self, b):
         """x with W x = b; `(rows, width)`."""
         return self._g.join(self._factors.solve(self._g.split(b)))
