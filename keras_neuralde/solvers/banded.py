@@ -50,6 +50,10 @@ class BlockTridiagonal:
         """x with W x = b, without refinement, from what an earlier object `kept`."""
         return from_blocks(band, _forwards_and_back(*kept, to_blocks(band, b)))
 
+    def nearly_solve(self, b):
+        """The same as `solve`, without refinement."""
+        return self.solve_with(self.kept, self._band, b)
+
     def solve(self, b):
         """x with W x = b; `(trajectories, n)`."""
         b = to_blocks(self._band, b)

@@ -151,8 +151,12 @@ class IterationMatrix:
         """x with W x = b; `(rows, width)`."""
         return self._g.join(self._factors.solve(self._g.split(b)))
 
+    def nearly_solve(self, b):
+        """The same, as well as iterations need it that correct themselves."""
+        return self._g.join(self._factors.nearly_solve(self._g.split(b)))
+
     def solve_checked(self, b):
-        """The same, and `(rows,)` booleans: whether W could be inverted."""
+        """x with W x = b, and `(rows,)` booleans: whether W could be inverted."""
         return self.solve(b), self.regular
 
     def solve_transposed(self, b):

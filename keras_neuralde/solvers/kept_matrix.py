@@ -128,6 +128,8 @@ class KeptMatrix:
             z = GaussJordan.solve_with(self._factors, z)
         return self._weight * self._g.join(z)
 
+    nearly_solve = solve
+
 
 def _along(rows, like, before):
     """Flags of rows with axes of size one, to choose between tensors such as `like`."""

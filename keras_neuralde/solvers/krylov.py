@@ -55,6 +55,8 @@ class KrylovMatrix:
         """x with W x = b, as far as GMRES gets; `(rows, width)`."""
         return self.solve_checked(b)[0]
 
+    nearly_solve = solve
+
     def solve_checked(self, b):
         """x with W x = b, and `(rows,)` booleans: whether the residual is small enough."""
         unit = self._unit
@@ -122,6 +124,8 @@ class GivenMatrix:
     def solve(self, b):
         """x with W x = b; `(rows, width)`."""
         return _nearly_solved(*self._arguments, b)
+
+    nearly_solve = solve
 
     def solve_checked(self, b):
         """The same, and `(rows,)` booleans: True."""

@@ -56,7 +56,7 @@ def solve_stage(g, t, base, scale, matrix, z, active, limit):
 
     def turn(k, z, size, running, converged, count):
         y = base + z
-        change = matrix.solve(scale * g(t, y) - times_mass(g, z))
+        change = matrix.nearly_solve(scale * g(t, y) - times_mass(g, z))
         new = tf.sqrt(tf.reduce_mean(tf.square(change / unit), axis=1))
         ratio = new / tf.maximum(size, tf.constant(1e-30, z.dtype))
         rest = tf.where(ratio < 1.0, ratio / (1.0 - tf.minimum(ratio, 0.999)), 1e30) * new
