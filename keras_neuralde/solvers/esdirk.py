@@ -62,8 +62,9 @@ class DiagonallyImplicit(Solver):
             step. Constant steps, which cannot be retried smaller, allow five times as many.
         linear_solver: `"auto"`, `"dense"`, `"krylov"`, or a `LinearSolver` with settings.
         jacobian_reuse: whether steps go on with the Jacobian and the factors of earlier ones as
-            long as Newton's iteration converges well with them. `"auto"`, the default: for states
-            of 32 components or more. Never with GMRES, nor for fewer than four components.
+            long as Newton's iteration converges well with them. `"auto"`, the default: for one
+            trajectory, or a batch with joint steps, of 32 components or more. Never with GMRES,
+            nor for fewer than four components.
 
     Example:
 
@@ -128,8 +129,11 @@ class DiagonallyImplicit(Solver):
 
     def keep(self, g, y):
         inner, _ = self._parts(g)
-        reuse = self.jacobian_reuse
-        reuse = inner.size >= REUSE if reuse == "auto" else reuse and inner.size > UNROLLED
+        if self.jacobian_reuse == "auto":
+            # In a batch some row needs a new matrix in most turns, and then all are computed.
+            reuse = inner.size >= REUSE and y.shape[0] == 1
+        else:
+            reuse = self.jacobian_reuse and inner.size > UNROLLED
         if not reuse or self.linear_solver.iterates(inner):
             return ()
         return room(inner, self.linear_solver, y)
@@ -151,6 +155,12 @@ class DiagonallyImplicit(Solver):
         y1 = self._arrival(h, y, stages)
         regular, coefficients = matrix.regular, None
         if dense and inner.implicit.mass is not None:
+            if self.dense_degree() != 3:
+                raise ValueError(
+                    "with a singular mass matrix steps are interpolated by cubics, which the table "
+                    f"{self.name!r} must do too: give its `dense` three columns, or none. "
+                    f"Received: {self.dense_degree()} columns"
+                )
             start, one = algebraic.slope(inner, t, y)
             end, other = algebraic.slope(inner, t_next, y1)
             coefficients = algebraic.cubic(h, y, y1, start, end)

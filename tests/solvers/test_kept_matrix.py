@@ -16,19 +16,24 @@ def method(name, reuse):
 class TestSavings:
     @pytest.mark.parametrize(("name", "sparse"), [("kvaerno5", False), ("trbdf2", True)])
     def test_few_jacobians_and_the_same_solution(self, name, sparse):
-        """Dense factors and those of blocks; rows of their own."""
+        """Dense factors and those of blocks; rows with matrices of their own."""
         pattern = {"jac_sparsity": ring_pattern(40)} if sparse else {}
         p = np.array([[5.0], [200.0]])
         problem = nde.ODEProblem(ring, ring_state(2, 40), (0.0, 10.0), p, **pattern)
         tight = nde.solve(problem, "rodas5p", batch_ndims=1, rtol=1e-9, atol=1e-9)
         keywords = {"batch_ndims": 1, "rtol": 1e-5, "atol": 1e-5}
         fresh = nde.solve(problem, method(name, False), **keywords)
-        kept = nde.solve(problem, name, **keywords)
+        kept = nde.solve(problem, method(name, True), **keywords)
         np.testing.assert_array_equal(fresh.stats.num_jac, fresh.stats.num_steps)
         np.testing.assert_array_less(2 * kept.stats.num_jac, kept.stats.num_steps)
         np.testing.assert_array_less(np.abs(kept.stats.num_steps / fresh.stats.num_steps - 1), 0.2)
         error = np.abs(fresh.y - tight.y).max()
         assert np.abs(kept.y - tight.y).max() < 1.5 * error + 1e-6
+
+    def test_by_default_for_one_large_trajectory(self):
+        problem = nde.ODEProblem(ring, ring_state(1, 40), (0.0, 10.0), 50.0)
+        stats = nde.solve(problem, "kvaerno3", batch_ndims=1, rtol=1e-5, atol=1e-5).stats
+        assert 2 * stats.num_jac < stats.num_steps
 
     def test_joint_steps_and_split_equations(self):
         def slow(t, y, p):
