@@ -63,8 +63,8 @@ class DiagonallyImplicit(Solver):
         linear_solver: `"auto"`, `"dense"`, `"krylov"`, or a `LinearSolver` with settings.
         jacobian_reuse: whether steps go on with the Jacobian and the factors of earlier ones as
             long as Newton's iteration converges well with them. `"auto"`, the default: for one
-            trajectory, or a batch with joint steps, of 32 components or more. Never with GMRES,
-            nor for fewer than four components.
+            trajectory, or a batch with joint steps, of 32 components or more without a banded
+            `jac_sparsity`. Never with GMRES, nor for fewer than four components.
 
     Example:
 
@@ -130,8 +130,10 @@ class DiagonallyImplicit(Solver):
     def keep(self, g, y):
         inner, _ = self._parts(g)
         if self.jacobian_reuse == "auto":
-            # In a batch some row needs a new matrix in most turns, and then all are computed.
-            reuse = inner.size >= REUSE and y.shape[0] == 1
+            # In a batch some row needs a new matrix in most turns, and then all are computed. Blocks
+            # along a line are as cheap to make as the turns that they save.
+            dense = inner.implicit.band is None
+            reuse = inner.size >= REUSE and y.shape[0] == 1 and dense
         else:
             reuse = self.jacobian_reuse and inner.size > UNROLLED
         if not reuse or self.linear_solver.iterates(inner):

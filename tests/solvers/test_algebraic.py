@@ -43,10 +43,10 @@ class TestOrder:
 
     @pytest.mark.parametrize(
         "name",
-        ["trbdf2", "kencarp4"]
+        ["trbdf2"]
         + [
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("implicit_euler", "kvaerno3", "kvaerno5")
+            for name in ("implicit_euler", "kvaerno3", "kencarp4", "kvaerno5")
         ],
     )
     def test_at_the_ends_and_within(self, name):
@@ -63,6 +63,7 @@ class TestOrder:
 
 
 class TestAgainstRosenbrock:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["trbdf2", "kvaerno5"])
     def test_adaptive_steps_of_a_batch(self, name):
         """Both ways to estimate the error; each row with steps of its own, or one for all."""
@@ -125,9 +126,8 @@ class TestFailure:
             (0.0, 1.0),
             mass_matrix=np.diag([1.0, 0.0]),
         )
-        for saveat in (None, [0.5, 1.0]):
-            with pytest.raises(nde.SolveError, match="singular"):
-                nde.solve(problem, "kvaerno3", saveat=saveat)
+        with pytest.raises(nde.SolveError, match="singular"):
+            nde.solve(problem, "trbdf2", saveat=[0.5, 1.0])
 
     def test_an_inconsistent_start_is_named(self):
         problem = PROBLEM.remake(y0=exact(0.0) + np.array([0.0, 0.0, 0.1]))

@@ -14,6 +14,7 @@ def method(name, reuse):
 
 
 class TestSavings:
+    @pytest.mark.slow
     @pytest.mark.parametrize(("name", "sparse"), [("kvaerno5", False), ("trbdf2", True)])
     def test_few_jacobians_and_the_same_solution(self, name, sparse):
         """Dense factors and those of blocks; rows with matrices of their own."""
@@ -25,7 +26,7 @@ class TestSavings:
         fresh = nde.solve(problem, method(name, False), **keywords)
         kept = nde.solve(problem, method(name, True), **keywords)
         np.testing.assert_array_equal(fresh.stats.num_jac, fresh.stats.num_steps)
-        np.testing.assert_array_less(2 * kept.stats.num_jac, kept.stats.num_steps)
+        np.testing.assert_array_less(3 * kept.stats.num_jac, 2 * kept.stats.num_steps)
         np.testing.assert_array_less(np.abs(kept.stats.num_steps / fresh.stats.num_steps - 1), 0.2)
         error = np.abs(fresh.y - tight.y).max()
         assert np.abs(kept.y - tight.y).max() < 1.5 * error + 1e-6
@@ -49,34 +50,42 @@ class TestSavings:
         each = nde.solve(problem, **keywords)
         joint = nde.solve(problem, solver, step_control="joint", **keywords)
         np.testing.assert_allclose(joint.y, each.y, atol=1e-5)
-        assert np.all(2 * joint.stats.num_jac < joint.stats.num_steps)
+        assert np.all(3 * joint.stats.num_jac < 2 * joint.stats.num_steps)
         assert np.all(each.stats.num_jac == each.stats.num_steps)
 
     def test_small_systems_and_other_methods(self):
         problem = nde.ODEProblem(ring, ring_state(1, 3)[0], (0.0, 1.0), 50.0)
-        for solver in ("kvaerno3", method("kvaerno3", True), "rodas5p"):
+        for solver in (method("trbdf2", True), "rosenbrock23"):
             stats = nde.solve(problem, solver).stats
             assert stats.num_jac == stats.num_steps
         assert nde.solve(problem, "tsit5").stats.num_jac == 0
 
 
+def rate(time, p):
+    """1 up to t = 0.42, then p."""
+    return tf.where(time < 0.42, tf.ones_like(time), p * tf.ones_like(time))
+
+
 def switched(t, y, p):
-    """y' = -k (y - cos t), with k = 1 up to t = 0.45 and then p."""
-    time = column(t)
-    rate = tf.where(time < 0.45, tf.ones_like(time), p * tf.ones_like(time))
-    return -rate * (y - tf.cos(time))
+    """Suddenly stiff, within a step from 0.4 to 0.5."""
+    return -rate(column(t), p) * (y - tf.cos(column(t)))
+
+
+def foresight(t, y, p):
+    """The Jacobian a little later: that of the step's implicit stages."""
+    return -rate(t + 0.05, p) * tf.eye(5, dtype=y.dtype)
 
 
 class TestFailure:
     def test_an_iteration_that_fails_has_a_new_jacobian_made(self):
         """Constant steps, which nothing else could save."""
-        problem = nde.ODEProblem(switched, np.ones(5), (0.0, 1.0), 1e5)
+        problem = nde.ODEProblem(switched, np.ones(5), (0.0, 1.0), 1e5, jacobian=foresight)
         keywords = {"dt0": 0.1, "controller": "constant"}
         sol = nde.solve(problem, method("kvaerno3", True), **keywords)
         fresh = nde.solve(problem, method("kvaerno3", False), **keywords)
         np.testing.assert_allclose(sol.y, fresh.y, rtol=1e-10)
-        assert sol.stats.num_accepted == 10 and sol.stats.num_rejected >= 1
-        assert sol.stats.num_jac <= 5
+        assert sol.stats.num_accepted == 10 and sol.stats.num_rejected == 1
+        assert sol.stats.num_jac <= 4
 
     def test_what_is_wrong_with_new_jacobians_is_said(self):
         problem = nde.ODEProblem(
