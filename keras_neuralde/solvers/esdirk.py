@@ -130,8 +130,8 @@ class DiagonallyImplicit(Solver):
     def keep(self, g, y):
         inner, _ = self._parts(g)
         if self.jacobian_reuse == "auto":
-            # In a batch some row needs a new matrix in most turns, and then all are computed. Blocks
-            # along a line are as cheap to make as the turns that they save.
+            # In a batch some row needs a new matrix in most turns, and then all are computed.
+            # Blocks along a line are as cheap to make as the turns that they save.
             dense = inner.implicit.band is None
             reuse = inner.size >= REUSE and y.shape[0] == 1 and dense
         else:
