@@ -163,7 +163,7 @@ def implicit_rows():
             f"falls like h^{table.error_order + 1}",
             table.num_stages,
             f"order {table.dense_order}" if table.dense else "cubic Hermite",
-            "any" if solver.singular_mass else "invertible",
+            "known numbers" if solver.inverts_mass else "any",
             table.source,
         ]
         yield "| " + " | ".join(map(str, cells)) + " |"

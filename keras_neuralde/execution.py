@@ -205,7 +205,7 @@ def _answer(settings, layout, inputs, bound, y, control, num_f=None, log=()):
             y = tf.split(y, settings.solver.copies, axis=-1)[0]
     status = tf.where(bad, tf.cast(Status.BAD_TIMES, y.dtype), control[STATUS])
     if "constraints" in inputs:
-        consistent = is_consistent(field.bind(field.theta), y0, terms, inputs["constraints"])
+        consistent = is_consistent(field.bind(field.theta), y0, terms)
         bad |= ~consistent
         inconsistent = tf.cast(Status.INCONSISTENT_START, y.dtype)
         status = tf.where(consistent, status, inconsistent)

@@ -19,6 +19,8 @@ class Implicit(NamedTuple):
     Attributes:
         mass: the mass matrix, `(n, n)` over the components of a trajectory, or `None`.
         mass_inverse: instead, the inverse of a mass matrix, for methods that want y' itself.
+        constraints: the projector onto the left null space of a singular `mass`, `(n, n)`.
+        pseudoinverse: that of a singular `mass`, for methods that want a slope.
         jacobian: the `captures.LiftedFunction` of the user's `jacobian(t, y, p)`, or `None`.
         sparsity: `(n, n)` booleans, where the Jacobian may be nonzero, or `None`.
         band: a `sparsity.Band` of it, where blocks pay, or `None`.
@@ -28,6 +30,8 @@ class Implicit(NamedTuple):
 
     mass: Any = None
     mass_inverse: Any = None
+    constraints: Any = None
+    pseudoinverse: Any = None
     jacobian: Any = None
     sparsity: Any = None
     band: Any = None

@@ -68,7 +68,7 @@ def consistent_state(
         return (k < max_iterations) & tf.reduce_any(moved)
 
     def turn(k, y, _):
-        change = consistency.correction(g, terms.t0, y, inputs["constraints"])
+        change = consistency.correction(g, terms.t0, y)
         return k + 1, y + change, change
 
     start = (0, y0, tf.ones_like(y0))

@@ -18,7 +18,8 @@ from keras_neuralde.solution import Status
 
 # Rows of the packed control block; one column per trajectory. The last two are there only when the
 # controller looks back. A solver that watches for stiffness has rows of its own after them, and
-# one that counts its evaluations does so in one more at the end.
+# one that counts its evaluations does so in one more at the end, before it those of Jacobians where
+# it counts them too.
 T, H, ACCEPTED, REJECTED, STATUS, ERROR, ERROR_BEFORE = range(7)
 # What STATUS holds, besides the codes of `Status`, while a row has steps to take: whether the last
 # attempt was accepted or rejected.
@@ -94,6 +95,10 @@ class Plan:
     def counts(self):
         return self.solver.counts_evaluations
 
+    @property
+    def counts_jacobians(self):
+        return self.solver.counts_jacobians
+
 
 class Terms(NamedTuple):
     """The tensors that the loop reads and never changes; all `(rows,)` unless said otherwise.
@@ -123,12 +128,16 @@ class Terms(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """What one turn hands to the next: packed control block, state, solver state, what happened."""
+    """What one turn hands to the next: packed control block, state, solver state, what happened.
+
+    Within a segment the solver may keep something besides (see `Solver.keep`).
+    """
 
     y: tf.Tensor
     solver_state: tf.Tensor
     control: tf.Tensor
     memory: Any = ()
+    kept: Any = ()
 
 
 class Ring(NamedTuple):
@@ -173,6 +182,7 @@ def start(plan, g, y0, terms):
     control = [terms.t0, h, zero, zero, status]
     control += [rows, rows] if plan.looks_back else []
     control += plan.watches * [zero]
+    control += [zero] if plan.counts_jacobians else []
     control += [zero] if plan.counts else []
     return Carry(y0, state, tf.stack(control))
 
@@ -208,7 +218,7 @@ def attempt(plan, g, terms, carry, forced=None):
         The new carry and the `Ring` entries of the turn.
     """
     t, h, accepted, rejected, status, *errors = tf.unstack(carry.control)
-    counted = [errors.pop()] if plan.counts else []
+    counted = [errors.pop() for _ in range(plan.counts_jacobians + plan.counts)][::-1]
     modes = [errors.pop() for _ in range(plan.watches)][::-1]
     if forced is not None and plan.switches:
         modes[0] = tf.where(forced[0], tf.cast(forced[2], t.dtype), modes[0])
@@ -218,7 +228,8 @@ def attempt(plan, g, terms, carry, forced=None):
     if plan.happenings is not None:
         t_next = plan.happenings.clip(plan, terms, t, t_next, carry.memory)
     t_next = tf.where(running, t_next, t)
-    step = plan.solver.step(g, t, t_next, carry.y, carry.solver_state, plan.dense, *kind)
+    kept = {"kept": carry.kept} if carry.kept else {}
+    step = plan.solver.step(g, t, t_next, carry.y, carry.solver_state, plan.dense, *kind, **kept)
 
     if plan.adaptive:
         error = _scaled_square(plan, g, terms, carry.y, step)
@@ -241,6 +252,8 @@ def attempt(plan, g, terms, carry, forced=None):
         factor = tf.where(finite, factor, plan.controller.factor_min)
         grow = accept & (status != RETRYING)
         factor = tf.where(grow, factor, tf.minimum(factor, 1.0))
+        if step.again is not None:
+            factor = tf.where(step.again, tf.ones_like(factor), factor)
         smallest = _smallest_step(terms, t)
         hopeless = (tf.minimum(h, used) <= 1.5 * smallest) | tf.math.is_nan(used)
         hopeless &= ~accept
@@ -251,6 +264,8 @@ def attempt(plan, g, terms, carry, forced=None):
         h = tf.where(running, proposed, h)
     else:
         hopeless = ~accept
+    if step.again is not None:
+        hopeless &= ~step.again
     one = tf.ones_like(t)
     accepted += tf.where(accept, one, 0.0)
     rejected += tf.where(running & ~accept, one, 0.0)
@@ -271,13 +286,16 @@ def attempt(plan, g, terms, carry, forced=None):
         stiff = plan.solver.gives_up(modes) & (status < 0.0)
         status = tf.where(stiff, float(Status.STIFF) * one, status)
     if plan.counts:
-        counted = [counted[0] + tf.where(running, step.num_f, 0.0)]
+        found = [step.num_jac, step.num_f] if plan.counts_jacobians else [step.num_f]
+        pairs = zip(counted, found, strict=True)
+        counted = [total + tf.where(running, number, 0.0) for total, number in pairs]
     column = accept[:, None]
     new = Carry(
         tf.where(column, step.y1, carry.y),
         tf.where(column, step.state, carry.solver_state),
         tf.stack([t_new, h, accepted, rejected, status, *errors, *modes, *counted]),
         carry.memory,
+        step.kept,
     )
     times, dense = tf.stack([t, t_new]), step.dense if plan.dense else ()
     record = Ring(times, carry.y, dense, kind[0] if kind else ())
@@ -447,8 +465,15 @@ def run_segment(plan, g, terms, carry, ring, forced=None):
         ring = tf.nest.map_structure(lambda buffer, value: write(buffer, turn, value), ring, record)
         return turn + 1, carry, ring
 
-    turns, carry, ring = tf.while_loop(more, turn_once, (tf.constant(0), carry, ring))
-    return carry, ring, turns
+    turns, carry, ring = tf.while_loop(
+        more, turn_once, (tf.constant(0), keeping(plan, g, carry), ring)
+    )
+    return carry._replace(kept=()), ring, turns
+
+
+def keeping(plan, g, carry):
+    """The carry at the beginning of a segment: with what the solver keeps, still empty."""
+    return carry._replace(kept=plan.solver.keep(g, carry.y))
 
 
 def integrate(plan, g, y0, terms):
@@ -494,9 +519,9 @@ def advance(plan, g, terms, carry, outputs, limit=None):
         _, carry = tf.while_loop(
             more,
             lambda turn, carry: (turn + 1, attempt(plan, g, terms, carry)[0]),
-            (zero, carry),
+            (zero, keeping(plan, g, carry)),
         )
-        return carry, ()
+        return carry._replace(kept=()), ()
 
     def turn_segment(turn, carry, ring, outputs):
         carry, ring, turns = run_segment(plan, g, terms, carry, ring)
@@ -549,7 +574,8 @@ def integrate_times(plan, g, y0, terms):
         carry, record = attempt(plan, g, terms, carry)
         return turn + 1, carry, write(ends, turn, record.times)
 
-    _, carry, ends = tf.while_loop(more, turn_once, (tf.constant(0), carry, ends))
+    loop = (tf.constant(0), keeping(plan, g, carry), ends)
+    _, carry, ends = tf.while_loop(more, turn_once, loop)
     return step_times(terms, ends, _end_running(carry.control))
 
 

@@ -127,6 +127,8 @@ class Stats:
         num_rejected: rejected steps.
         num_f: evaluations of the field; of a `SplitODEProblem`, of its implicit part. Steps that
             are only taken once more to interpolate a save point do not count.
+        num_jac: evaluations of the Jacobian, or linearisations in its place, by implicit methods;
+            of `solver="auto"`, those of accepted steps.
         num_implicit: accepted steps of an implicit method.
         num_switches: how often `solver="auto"` changed between its explicit and implicit method.
     """
@@ -135,6 +137,7 @@ class Stats:
     num_accepted: tf.Tensor
     num_rejected: tf.Tensor
     num_f: tf.Tensor
+    num_jac: tf.Tensor
     num_implicit: tf.Tensor
     num_switches: tf.Tensor
 

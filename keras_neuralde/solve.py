@@ -260,6 +260,7 @@ def _assemble(settings, layout, outputs, shape, find_steps):
         accepted,
         rejected,
         outputs["num_f"],
+        _jacobians(settings.solver, control),
         *_methods_taken(settings.solver, control),
     )
     stats = Stats(*(per_batch(count) for count in counts))
@@ -336,6 +337,16 @@ def _methods_taken(solver, control):
         return (accepted if solver.implicit else none), none
     # The last row counts evaluations.
     return tf.cast(control[-3], tf.int32), tf.cast(control[-2], tf.int32)
+
+
+def _jacobians(solver, control):
+    """How often the Jacobian was evaluated."""
+    if solver.counts_jacobians:
+        return tf.cast(control[-2], tf.int32)
+    if solver.switches:
+        return _methods_taken(solver, control)[0]
+    steps = tf.cast(control[ACCEPTED] + control[REJECTED], tf.int32)
+    return steps if solver.implicit else tf.zeros_like(steps)
 
 
 def raise_on_failure(control, number=0):

@@ -322,6 +322,15 @@ def test_reaction_and_stencil_are_learned():
 
 
 @pytest.mark.slow
+def test_the_brusselator_with_a_network_is_forecast():
+    """From the start alone, over the whole time of the data, whose standard deviation is 1.6."""
+    target, fields, result = load("22_brusselator").run()
+    assert np.std(target) > 1.5
+    error = np.sqrt(np.mean((fields - target) ** 2, axis=(1, 2, 3)))
+    assert error.max() < 0.1 and result.minimum < 1e-3, (error.max(), result)
+
+
+@pytest.mark.slow
 def test_coefficients_of_the_heat_equation_are_recovered():
     """Published: an initial loss of 153.74716, and (1, 1) to nine digits or more."""
     example = load("21_heat_equation")

@@ -30,7 +30,7 @@ class NeuralODEMM(NeuralODE):
         constraints: the last rows: a function or Keras layer of `y` that returns `(batch, m)`.
         t_span: the numbers `(t0, t1)`.
         mass_matrix: M, `(n, n)`: numbers.
-        solver: an implicit solver; a singular M needs a Rosenbrock method.
+        solver: an implicit solver.
         saveat: `None` for the state at `t1`, or times within `t_span`.
         time_dependent: call `model([t, y])`, with `t` of shape `(batch, 1)`.
         **keywords: as in `NeuralODE`.

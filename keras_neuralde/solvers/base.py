@@ -24,6 +24,9 @@ class Step(NamedTuple):
         num_f: `(rows,)` evaluations of the field, from methods that have no fixed number of them.
         stiff: `(rows,)` booleans: whether an explicit step of this size is at the limit of its
             stability, from methods that watch for it.
+        kept: what the method keeps for its next step, as `Solver.keep` made it.
+        again: `(rows,)` booleans: whether a step that is not ok is to be tried again as it is.
+        num_jac: `(rows,)` evaluations of the Jacobian, from methods that count them.
     """
 
     y1: tf.Tensor
@@ -34,6 +37,9 @@ class Step(NamedTuple):
     trouble: tf.Tensor | float | None = None
     num_f: tf.Tensor | None = None
     stiff: tf.Tensor | None = None
+    kept: Any = ()
+    again: tf.Tensor | None = None
+    num_jac: tf.Tensor | None = None
 
 
 def pull_back(tape, targets, sources, cotangents):
@@ -71,6 +77,9 @@ class Solver:
     #: Whether the mass matrix of an implicit method may be singular.
     singular_mass: bool = False
 
+    #: Whether a mass matrix that can be inverted is: the field is y' then.
+    inverts_mass: bool = True
+
     #: Whether the field has an implicit and an explicit part.
     splits: bool = False
 
@@ -82,6 +91,9 @@ class Solver:
 
     #: Whether each step says how often it evaluated the field.
     counts_evaluations: bool = False
+
+    #: Whether each step says how often it evaluated the Jacobian.
+    counts_jacobians: bool = False
 
     #: Whether the method is one for stochastic equations (see `keras_neuralde.solvers.sde`).
     stochastic: bool = False
@@ -143,6 +155,21 @@ class Solver:
             The solver state, `(rows, width)`.
         """
         raise NotImplementedError
+
+    def keep(self, g, y):
+        """Room for what the method keeps from step to step, whether the step is accepted or not.
+
+        It is empty again at the start of every segment of the loop, since checkpoints do not hold
+        it. Methods that return something get it back as the argument `kept` of `step`.
+
+        Args:
+            g: the field.
+            y: `(rows, width)`.
+
+        Returns:
+            A nest of tensors; an empty tuple for nothing.
+        """
+        return ()
 
     def step(self, g, t, t_next, y, state, dense):
         """Proposes a step.

@@ -102,7 +102,9 @@ def splitting(identifier: Any) -> ImplicitExplicit:
             f"{solver.name!r}, which treats a field as a whole: add the two parts and make it an "
             "ODEProblem."
         )
-    return ImplicitExplicit(solver.tableau, solver.newton_limit, solver.linear_solver)
+    return ImplicitExplicit(
+        solver.tableau, solver.newton_limit, solver.linear_solver, solver.jacobian_reuse
+    )
 
 
 def serialize(solver: Solver) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from keras_neuralde.solvers.iteration_matrix import (
     iteration_matrix,
     jacobian_times,
     outer_sum,
-    times_mass,
 )
+from keras_neuralde.solvers.mass import times_mass
 from keras_neuralde.tableaus import ROSENBROCK, RosenbrockTableau
 
 
@@ -39,6 +39,7 @@ class Rosenbrock(Solver):
 
     implicit = True
     singular_mass = True
+    inverts_mass = False
 
     def __init__(
         self,
