@@ -43,7 +43,7 @@ def watched():
 
 def tell(solution):
     """Notes a solution and says whether somebody watches."""
-    if not watched():
+    if _local.seen is None or not watched():
         return False
     _local.seen.append((tf.get_current_name_scope(), solution))
     return True

@@ -87,7 +87,9 @@ class NeuralJumpSDE(StochasticLayer):
             raise TypeError(f"`rate_bound` must be a number. Received: {rate_bound!r}")
         for name, limit in (("rate_bound", rate_bound), ("rate", None if modelled else rate)):
             if limit is not None and not (np.isfinite(limit) and limit >= 0):
-                raise ValueError(f"`{name}` must not be negative or NaN. Received: {limit!r}")
+                raise ValueError(
+                    f"`{name}` must not be negative, infinite or NaN. Received: {limit!r}"
+                )
         self.jump, self._jump = jump, self._pure("jump", jump)
         self.rate = rate if modelled else float(rate)
         self._rate = self._pure("rate", rate) if modelled else None
