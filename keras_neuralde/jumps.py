@@ -128,7 +128,7 @@ def _check_rate(name, value):
             f"`{name}` must be a number or a function {name}(t, y, p). Received: {value!r}"
         )
     if not (np.all(np.isfinite(number)) and np.all(number >= 0.0)):
-        raise ValueError(f"`{name}` must not be negative or NaN. Received: {value!r}")
+        raise ValueError(f"`{name}` must not be negative, infinite or NaN. Received: {value!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +208,13 @@ class Jumping(NamedTuple):
                 "a VariableRateJump on a stochastic equation needs a `bound` of its rate: its "
                 "paths have no interpolant on which a time could be found. Received: bound=None"
             )
-        fields = {"f": _drift(problem.f, rates, free), "y0": _start(problem, batch_ndims, free)}
+        fields: dict = {
+            "f": _drift(problem.f, rates, free),
+            "y0": _start(problem, batch_ndims, free),
+        }
+        if isinstance(problem, ODEProblem):
+            # They are not those of the larger problem, which are computed.
+            fields |= {"jacobian": None, "jac_sparsity": None}
         if isinstance(problem, SDEProblem):
             matrix = problem.noise == "general" or problem.noise_dim is not None
             fields["g"] = _diffusion(problem.g, matrix)

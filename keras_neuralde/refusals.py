@@ -10,24 +10,24 @@ def refuse_gradients(y, settings):
     for name, value in settings.items():
         for leaf in tf.nest.flatten(value):
             if values.is_tensor(leaf):
-                y = _join(y, _refused(tf.convert_to_tensor(leaf), _sentence(name)))
+                y = _join(y, _refused(tf.convert_to_tensor(leaf), _setting(name)))
     return y
 
 
-def refuse_alone(y, partner, tensors, sentence):
+def refuse_alone(y, partner, tensors, what):
     """Refuses gradients of `y` with respect to tensors, unless `partner` is differentiated too.
 
     Args:
         y: a nest of tensors.
         partner: a tensor.
         tensors: tensors and variables.
-        sentence: what a tape finds that asks for a gradient of `y` alone.
+        what: the end of the sentence that a tape finds that asks for a gradient of `y` alone.
 
     Returns:
         `y` and `partner`.
     """
     leaves = tf.nest.flatten(y)
-    refused = [_refused(tf.convert_to_tensor(tensor), sentence) for tensor in tensors]
+    refused = [_refused(tf.convert_to_tensor(tensor), what) for tensor in tensors]
     # Set on the way back, where the partner always comes before `y`: it reads an output of its.
     together = [False]
 
@@ -52,18 +52,15 @@ def refuse_alone(y, partner, tensors, sentence):
     return tf.nest.pack_sequence_as(y, leaves), second(partner, tie)
 
 
-def _sentence(name):
-    return (
-        f"the solution has no gradient with respect to `{name}`. Take the tape's watch off it, or "
-        "tf.stop_gradient it."
-    )
+def _setting(name):
+    return f"`{name}`. Take the tape's watch off it, or tf.stop_gradient it."
 
 
-def _refused(setting, sentence):
+def _refused(setting, what):
     @tf.custom_gradient
     def identity(setting):
         def refuse(_):
-            raise ValueError(sentence)
+            raise ValueError(f"the solution has no gradient with respect to {what}")
 
         return tf.identity(setting), refuse
 

@@ -285,10 +285,9 @@ def _assemble(settings, layout, outputs, shape, find_steps):
 
 
 _ALONE = (
-    "the solution alone has no gradient with respect to what only the rates of jumps read: its "
-    "jumps stay where they are. Differentiate `keras_neuralde.expectation(values, "
-    "sol.log_likelihood)`, which knows how the law of the jumps changes, or tf.stop_gradient what "
-    "the rates read."
+    "what only the rates of jumps read: its jumps stay where they are. Differentiate "
+    "`keras_neuralde.expectation(values, sol.log_likelihood)`, which knows how the law of the "
+    "jumps changes, or tf.stop_gradient what the rates read."
 )
 
 

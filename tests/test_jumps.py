@@ -4,11 +4,14 @@ A statistic of n paths is compared with its exact value in units of its standard
 a neighbour that the same test tells apart.
 """
 
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import keras_neuralde as nde
+from keras_neuralde.refusals import refuse_alone
 
 PATHS = 3000
 
@@ -206,6 +209,10 @@ def test_bad_jumps():
         nde.solve(nde.JumpProblem(ode, [wrong]))
     with pytest.raises(ValueError, match="must not be negative"):
         nde.ConstantRateJump(tf.constant(-1.0), up)
+    with pytest.raises(ValueError, match="must not be negative, infinite"):
+        nde.ConstantRateJump(float("inf"), up)
+    with pytest.raises(ValueError, match=r"affect\(t, y, p\) must return.*missing"):
+        nde.solve(nde.JumpProblem(ode, [nde.ConstantRateJump(1.0, lambda t, y, p: None)]))
     for rate in (None, True, "1.0", tf.constant(True), [up]):
         with pytest.raises(TypeError, match="`rate` must be a number or a function"):
             nde.ConstantRateJump(rate, up)
@@ -255,54 +262,61 @@ def test_a_span_that_turns_out_to_run_backwards_ends_with_a_status():
     assert np.isfinite(y[0]) and np.isnan(y[1])
 
 
-@pytest.mark.parametrize("kind", ["p", "captured", "variable"])
-def test_the_path_alone_has_no_gradient_with_respect_to_rates(kind):
-    """Refused instead of zero; what the flow reads too has the gradient of the path."""
-    growth = tf.constant(0.3)
-    rate = tf.Variable(2.0) if kind == "variable" else tf.constant(2.0)
+def test_a_gradient_of_one_tensor_alone_is_refused():
+    """What stands for the paths needs what stands for the likelihood, at each call of the tape."""
 
-    def solve(p):
-        problem = nde.ODEProblem(lambda t, y, p: p["growth"] * y, tf.ones(3), (0.0, 1.0), p)
-        reads = {"p": lambda t, y, p: p["rate"], "captured": lambda t, y, p: rate * tf.ones_like(t)}
-        reads["variable"] = lambda t, y, p: rate.value()
-        jump = nde.ConstantRateJump(reads[kind], lambda t, y, p: 0.5 * y)
-        return nde.solve(nde.JumpProblem(problem, [jump]), batch_ndims=1, seed=3)
-
-    def bars(values, sources, watched):
+    def bars(paths, rate, growth):
         with tf.GradientTape(persistent=True) as tape:
-            tape.watch(watched)
-            sol = solve({"growth": growth, "rate": rate} if kind == "p" else {"growth": growth})
-            paths, mean = tf.reduce_sum(sol.y), nde.expectation(sol.y, sol.log_likelihood)
-            chosen = {"paths": paths, "mean": mean}
-        return [tape.gradient(chosen[name], sources) for name in values]
+            tape.watch([rate, growth])
+            y, likelihood = refuse_alone({"y": growth * paths}, rate * growth, [rate], "Alone.")
+            alone, together = tf.reduce_sum(y["y"]), tf.reduce_sum(y["y"]) + likelihood
+        found = [tape.gradient(together, [rate, growth]) for _ in range(2)]
+        with pytest.raises(ValueError, match="Alone"):
+            tape.gradient(alone, rate)
+        return [*found, tape.gradient(likelihood, [rate, growth])]
 
-    both = bars(["mean", "mean"], [growth, rate], [growth, rate])
-    assert all(float(bar) != 0.0 for bar in both[0])
-    np.testing.assert_array_equal(*both)
-    with pytest.raises(ValueError, match="keras_neuralde.expectation"):
-        bars(["mean", "paths"], rate, [growth, rate])
-    in_graph = tf.function(bars, autograph=False, jit_compile=False)
-    with pytest.raises(ValueError, match="keras_neuralde.expectation"):
-        in_graph(["paths"], rate, [growth, rate])
-    (path,) = in_graph(["paths"], growth, [growth, rate])
-    assert float(path) > 0.0
-    if kind != "variable":
-        np.testing.assert_allclose(bars(["paths"], growth, [growth])[0], path, rtol=1e-5)
+    arguments = tf.constant([1.0, 2.0]), tf.constant(5.0), tf.constant(7.0)
+    for run in (bars, tf.function(bars, autograph=False)):
+        first, second, likelihood = np.array(run(*arguments))
+        assert first.tolist() == second.tolist() == [7.0, 8.0]
+        assert likelihood.tolist() == [7.0, 5.0]
 
 
-def test_events_of_a_jump_problem_have_no_gradient_with_respect_to_rates_either():
-    def times(p):
-        with tf.GradientTape() as tape:
-            tape.watch(p)
-            problem = nde.ODEProblem(lambda t, y, p: 1.0 + 0.0 * y, 0.0, (0.0, 9.0), p)
-            jump = nde.ConstantRateJump(lambda t, y, p: p, up)
-            level = nde.ContinuousEvent(lambda t, y, p: y - 3.0, terminal=True)
-            sol = nde.solve(nde.JumpProblem(problem, [jump]), events=[level], seed=1)
-            time = sol.event_times[0]
-        return tape.gradient(time, p)
+def test_what_only_rates_read_is_found(monkeypatch):
+    """The birth-and-death test and those of the layer see the refusal through solves."""
+    growth, captured, variable = tf.constant(0.3), tf.constant(2.0), tf.Variable(1.0)
+    both, found = tf.Variable(0.5), []
 
-    with pytest.raises(ValueError, match="keras_neuralde.expectation"):
-        times(tf.constant(0.1))
+    def note(y, likelihood, tensors, sentence):
+        found.extend(tensors)
+        return y, likelihood
+
+    monkeypatch.setattr(sys.modules["keras_neuralde.solve"], "refuse_alone", note)
+
+    def half(t, y, p):
+        return 0.5 * y + 0.0 * both
+
+    jumps = [
+        nde.ConstantRateJump(lambda t, y, p: p["rate"] + both, half),
+        nde.ConstantRateJump(lambda t, y, p: captured * tf.ones_like(t), half),
+        nde.VariableRateJump(lambda t, y, p: variable + 0.0 * y, half, bound=p_bound),
+    ]
+
+    @tf.function(autograph=False, jit_compile=False)
+    def end(rate, bound):
+        p = {"growth": growth, "rate": rate, "bound": bound}
+        problem = nde.ODEProblem(lambda t, y, p: p["growth"] * y, tf.ones(3), (0.0, 1.0), p)
+        nde.solve(nde.JumpProblem(problem, jumps), batch_ndims=1, seed=3)
+        names = {id(rate): "rate", id(bound): "bound", id(captured): "captured"}
+        names[id(variable)] = "variable"
+        found[:] = [names.get(id(tensor), tensor) for tensor in found]
+
+    end(tf.constant(2.0), tf.constant(3.0))
+    assert sorted(found) == ["bound", "captured", "rate", "variable"]
+
+
+def p_bound(t, y, p):
+    return p["bound"]
 
 
 def test_problems_made_anew_find_their_programs():
@@ -332,3 +346,17 @@ def test_what_jumps_refuse():
     problem = nde.JumpProblem(still.remake(t_span=(0.0, 5.0)), [negative])
     sol = nde.solve(problem, seed=0, throw=False)
     assert sol.status == nde.Status.NON_FINITE
+
+
+def test_a_jacobian_of_the_equation_does_not_stand_for_the_larger_one():
+    @tf.function(autograph=False, jit_compile=False)
+    def end(jacobian):
+        problem = nde.ODEProblem(lambda t, y, p: -y, np.ones((3, 1)), (0.0, 1.0))
+        if jacobian:
+            given = {"jacobian": lambda t, y, p: -tf.ones((3, 1, 1), t.dtype)}
+            problem = problem.remake(**given, jac_sparsity=np.eye(1))
+        jump = nde.VariableRateJump(lambda t, y, p: 1.0 + y[..., 0], lambda t, y, p: 2.0 * y)
+        options = {"batch_ndims": 1, "seed": 5, "dt0": 0.25, "controller": "constant"}
+        return nde.solve(nde.JumpProblem(problem, [jump]), "rosenbrock23", **options).y
+
+    np.testing.assert_array_equal(end(True), end(False))

@@ -128,9 +128,9 @@ def checked(f, layout, name="f(t, y, p)"):
 
     def field(*arguments):
         dy = f(*arguments)
-        if dy is None:
+        if any(leaf is None for leaf in tf.nest.flatten(dy)):
             raise ValueError(
-                f"{name} must return the structure of `y`. Received: None; is a `return` missing?"
+                f"{name} must return the structure of `y`. Received: {dy}; is a `return` missing?"
             )
         try:
             tf.nest.assert_same_structure(layout.structure, dy)
