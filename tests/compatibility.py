@@ -70,7 +70,8 @@ def main():
     parser.add_argument("pythons", nargs="+")
     options = parser.parse_args()
     for python in options.pythons:
-        if shutil.which(python) is None:
+        # A shim of a version manager may be there without the interpreter behind it.
+        if shutil.which(python) is None or subprocess.run([python, "-V"], check=False).returncode:
             print(f"{python} is not on this machine", file=sys.stderr)
             continue
         try_one(python, options.tensorflow_cpu)

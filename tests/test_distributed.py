@@ -12,7 +12,7 @@ import keras_neuralde as nde
 from tests.distribution import processes
 
 MODULE = "tests.distribution.train"
-ALL = "adam,lbfgs,chain"
+ALL = "adam,noise,lbfgs,chain"
 SECONDS = 600
 
 pytestmark = pytest.mark.slow

@@ -25,6 +25,11 @@ TIMES = np.array([[0.25, 0.5, 0.8], [0.1, 0.9, np.nan], [0.7, np.nan, np.nan], [
 SEEDS = np.int32([7, -3, 7, 11])
 SAVEAT = [0.5, 1.0]
 CONSISTENT = np.stack([Y0[:, 0], Y0[:, 0] ** 2], 1)
+# A wall that moves, which three of the rows meet, and a dose.
+EVENTS = [
+    nde.ContinuousEvent(lambda t, y, p: y[..., 0] - 3.6 * t, lambda t, y, p: -y),
+    nde.PresetTimeEvent([0.25], lambda t, y, p: y + 0.3),
+]
 
 
 def network(outputs=2, seed=0, dtype="float32"):
@@ -32,6 +37,20 @@ def network(outputs=2, seed=0, dtype="float32"):
     hidden = keras.layers.Dense(8, "tanh", kernel_initializer=init, dtype=dtype)
     last = keras.layers.Dense(outputs, kernel_initializer=init, dtype=dtype)
     return keras.Sequential([hidden, last])
+
+
+class Rate(keras.layers.Layer):
+    """A rate of jumps between 0 and 3."""
+
+    def __init__(self):
+        super().__init__()
+        self.share = keras.layers.Dense(1, "sigmoid")
+
+    def build(self, shape):
+        self.share.build(shape)
+
+    def call(self, y):
+        return 3.0 * self.share(y)
 
 
 def functional(layer):
@@ -90,7 +109,9 @@ KINDS = {
         lambda: functional(nde.NeuralODE(network(), (0.0, 1.0), saveat=SAVEAT)), ("at_times",)
     ),
     "ode_float64": Kind(
-        lambda: functional(nde.NeuralODE(network(dtype="float64"), (0.0, 1.0), dtype="float64")),
+        lambda: functional(
+            nde.NeuralODE(network(dtype="float64"), (0.0, 1.0), dtype="float64", events=EVENTS)
+        ),
         ("at_times",),
         {"y0": Y0},
         1e-12,
@@ -112,8 +133,9 @@ KINDS = {
                 network(),
                 network(seed=1),
                 network(seed=2),
-                3.0,
+                Rate(),
                 (0.0, 1.0),
+                rate_bound=3.0,
                 dt0=0.0625,
                 solver="euler_maruyama",
                 controller="constant",

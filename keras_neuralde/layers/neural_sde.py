@@ -112,6 +112,8 @@ class StochasticLayer(DifferentialEquationLayer):
         if served is not None:
             own = _words(self.seed)
             noise = TrajectorySeeds(*request.seeds(served, self, tf.shape(start)[0], own, n or 1))
+        else:
+            noise = _of_this_replica(noise, tf.shape(y0)[0])
         problem = self._problem(y0, t_span, training)
         solution = solve(
             problem,
@@ -326,6 +328,19 @@ def _words(seed):
     """An integer seed as two words, as `solve` takes it apart."""
     words = [seed % 2**32, (seed >> 32) % 2**32]
     return tf.constant(np.array(words, np.uint32).view(np.int32))
+
+
+def _of_this_replica(seed, rows):
+    """The noise of a replica's share of a batch: what these rows have on one device.
+
+    Without it all replicas would have the same paths. The shares are taken to be equal; of those
+    that are not, some rows share a path.
+    """
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return seed
+    first = tf.cast(context.replica_id_in_sync_group, tf.int32) * rows
+    return TrajectorySeeds(seed, first + tf.range(rows))
 
 
 def _call_seed(seed):

@@ -33,7 +33,7 @@ def strategy_of(kind):
     return tf.distribute.MultiWorkerMirroredStrategy() if kind == "worker" else None
 
 
-def make_model():
+def make_model(noisy=False):
     def init(seed):
         return keras.initializers.RandomNormal(stddev=0.3, seed=seed)
 
@@ -41,11 +41,16 @@ def make_model():
     field = keras.Sequential([hidden, keras.layers.Dense(2, kernel_initializer=init(1))])
     y0 = keras.Input((2,))
     layer = nde.NeuralODE(field, (0.0, 1.0), "tsit5", rtol=1e-5)
+    if noisy:
+        diffusion = keras.layers.Dense(2, kernel_initializer=init(2))
+        keywords = {"dt0": 0.25, "controller": "constant", "seed": 3}
+        layer = nde.NeuralDSDE(field, diffusion, (0.0, 1.0), "euler_maruyama", **keywords)
     return nde.Model(y0, layer(y0))
 
 
 OPTIMIZERS = {
     "adam": lambda: keras.optimizers.Adam(0.05),
+    "noise": lambda: keras.optimizers.Adam(0.05),
     "lbfgs": nde.optimizers.LBFGS,
     "chain": lambda: nde.optimizers.Chain(
         [keras.optimizers.Adam(0.05), nde.optimizers.LBFGS()], steps=[3]
@@ -93,10 +98,10 @@ def main(kind, file, names, directory=None):
         if "VICTIM" in os.environ:
             callbacks.append(Killed())
         with scope():
-            model = make_model()
+            model = make_model(noisy=name == "noise")
             model.compile(OPTIMIZERS[name](), "mse", metrics=["mae"], jit_compile=False)
         # Nine rows do not divide by two; Keras's own steps take a mean of means then.
-        rows = slice(0, ROWS if name == "adam" else ROWS - 1)
+        rows = slice(0, ROWS if name in ("adam", "noise") else ROWS - 1)
         history = model.fit(
             x[rows], y[rows], batch_size=ROWS, epochs=8, verbose=0, validation_data=(x[:4], y[:4]),
             callbacks=callbacks,
