@@ -96,10 +96,13 @@ def measure(workload, names, rounds, seconds):
             "joint": TOOLS[name].joint,
             "chunked": TOOLS[name].chunked,
             "numba": TOOLS[name].numba,
+            "gpu": TOOLS[name].gpu,
         }
         try:
             workers[name] = Worker(name, workload.cores)
-            tools[name] = workers[name].ask(question) | {"call_s": [], "loop_s": []}
+            tools[name] = workers[name].ask(question)
+            if "skipped" not in tools[name]:
+                tools[name] |= {"call_s": [], "loop_s": []}
         except Failed as problem:
             tools[name] = {"failed": str(problem)}
     _take_times(workers, tools, rounds, seconds)
@@ -122,7 +125,7 @@ def _take_times(workers, tools, rounds, seconds):
 
 def _modes(tool):
     """What can be timed in a tool."""
-    if "failed" in tool:
+    if "failed" in tool or "skipped" in tool:
         return ()
     return ("call",) if tool["loop_compile_s"] is None else ("call", "loop")
 

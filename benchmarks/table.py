@@ -63,12 +63,13 @@ def rows(record):
 
 
 def _row(name, tool, ratios):
-    if "failed" in tool:
-        said = tool["failed"].replace("|", "/")[:300]
-        return f"| {name} | failed: {said} | | | | | |"
+    for what in ("failed", "skipped"):
+        if what in tool:
+            said = tool[what].replace("|", "/")[:300]
+            return f"| {name} | {what}: {said} | | | | | |"
     ratio = ratios.get(name, {})
     cells = [
-        name,
+        f"{name}, {tool['device']}" if tool.get("device") else name,
         _time(tool["compile_s"]),
         _time(_median(tool["call_s"])),
         _time(_median(tool["loop_s"])),

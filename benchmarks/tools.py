@@ -30,6 +30,7 @@ class Tool:
         joint: one step size for the whole batch instead of one per trajectory, in tools that
             know both.
         numba: the field compiled by Numba.
+        gpu: on a GPU; skipped with a sentence where the tool sees none.
         chunked: through the tool's own function for ensembles, from a problem for one trajectory.
         text: what the table says about it.
     """
@@ -40,6 +41,7 @@ class Tool:
     joint: bool = False
     chunked: bool = False
     numba: bool = False
+    gpu: bool = False
     text: str = ""
 
 
@@ -56,17 +58,20 @@ TOOLS = {
         "keras_neuralde", "ours", chunked=True,
         text="`solve_ensemble` of a problem for one trajectory, in chunks of 16,384",
     ),
+    "keras_neuralde_gpu": Tool(
+        "keras_neuralde", "ours", gpu=True, text="the same on a GPU, where TensorFlow sees one"
+    ),
     "diffrax": Tool(
         "diffrax", "diffrax_worker", _DIFFRAX,
         text="`Tsit5` (stiff: `Kvaerno5`), `PIDController`, `RecursiveCheckpointAdjoint`, `vmap` "
         "over a batch",
     ),
     "diffrax_joint": Tool(
-        "diffrax", "diffrax_worker", _DIFFRAX, True, f"the same without `vmap`: {_JOINT}"
+        "diffrax", "diffrax_worker", _DIFFRAX, True, text=f"the same without `vmap`: {_JOINT}"
     ),
     "torchdiffeq": Tool(
         "torchdiffeq", "torch_worker", _TORCH, True,
-        f"`dopri5`, backpropagation through the solver; {_JOINT}; eager",
+        text=f"`dopri5`, backpropagation through the solver; {_JOINT}; eager",
     ),
     "scipy": Tool(
         "scipy", "scipy_worker", joint=True,

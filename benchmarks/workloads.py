@@ -13,6 +13,7 @@ WITH_JOINT = (
     "diffrax_joint",
     "torchdiffeq",
 )
+GPU = ("keras_neuralde_gpu",)
 CLASSIC = ("keras_neuralde", "diffrax", "torchdiffeq", "scipy", "scipy_numba", "c")
 LARGE = ("keras_neuralde", "keras_neuralde_ensemble", "diffrax")
 STIFF = ("robertson", "brusselator")
@@ -137,19 +138,19 @@ WORKLOADS = (
         "ensemble_final",
         "10,000 Lotka-Volterra trajectories, final state",
         "Each trajectory with its own parameters, within 10% of (1.5, 1, 3, 1); forward only.",
-        **_ENSEMBLE | {"num_saves": None, "tools": (*FORWARD, "c")},
+        **_ENSEMBLE | {"num_saves": None, "tools": (*FORWARD, *GPU, "c")},
     ),
     Workload(
         "ensemble_101",
         "10,000 Lotka-Volterra trajectories, 101 save points",
         "The same, keeping 101 states of each.",
-        **_ENSEMBLE | {"tools": (*FORWARD, "c")},
+        **_ENSEMBLE | {"tools": (*FORWARD, *GPU, "c")},
     ),
     Workload(
         "ensemble_100k",
         "100,000 Lotka-Volterra trajectories, final state",
         "The same as 10,000, ten times as many, in one call.",
-        **_ENSEMBLE | {"num_saves": None, "batch": 100_000, "loop": 1, "tools": LARGE},
+        **_ENSEMBLE | {"num_saves": None, "batch": 100_000, "loop": 1, "tools": (*LARGE, *GPU)},
     ),
     Workload(
         "mlp_gradient",
@@ -157,7 +158,7 @@ WORKLOADS = (
         "tanh between the layers, t from 0 to 1, final state; the gradient of Σy(1)² / 256 with "
         "respect to the 98,880 weights.",
         field="mlp", task="gradient", t1=1.0, num_saves=None, batch=256, dtype="float32",
-        rtol=1e-3, atol=1e-6, loop=5, tools=WITH_JOINT, widths=(64, 256, 256, 64),
+        rtol=1e-3, atol=1e-6, loop=5, tools=(*WITH_JOINT, *GPU), widths=(64, 256, 256, 64),
     ),
     Workload(
         "lorenz_solve",

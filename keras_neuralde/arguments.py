@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_neuralde import values
+from keras_neuralde.settings import check_each
 from keras_neuralde.state import StateLayout
 
 
@@ -227,13 +228,28 @@ def _tolerance(value, name, y0, dtype):
 
 
 def _positive_or_zero(leaf, dtype, name):
-    if isinstance(leaf, np.ndarray) and leaf.dtype == object:
-        leaf = leaf.astype(dtype.as_numpy_dtype)
     tensor = values.as_float(leaf, dtype, name)
     known = values.known(tensor)
     if known is not None and not np.all(known >= 0):
         raise ValueError(f"`{name}` must not be negative or NaN. Received: {leaf!r}")
     return tensor
+
+
+def check_settings(keywords):
+    """Refuses what no solve would take, where there is no problem yet: in layers.
+
+    Args:
+        keywords: some keywords of `solve` with their values.
+    """
+    check_each(**keywords)
+    given = {name: value for name, value in keywords.items() if value is not None}
+    for name in ("rtol", "atol"):
+        for leaf in tf.nest.flatten(values.as_nest(given.get(name, 0.0))):
+            _positive_or_zero(leaf, tf.float64, name)
+    if "dt0" in given:
+        _step_size(given["dt0"], tf.float64, "dt0", positive=True)
+    if "dt_min" in keywords:
+        _step_size(keywords["dt_min"], tf.float64, "dt_min", positive=False)
 
 
 def _step_size(value, dtype, name, positive):

@@ -1,7 +1,11 @@
 """Box bounds by a change of variables."""
 
+import numbers
+
 import numpy as np
 import tensorflow as tf
+
+from keras_neuralde.checks import check_array
 
 
 class Box:
@@ -96,18 +100,19 @@ def _leaves(side, parameters):
                     f"`bounds` must have the keys {sorted(parameters.structure)}. "
                     f"Received: {sorted(side)}"
                 ) from None
-            return [np.asarray(side[key], float) for key in sorted(side)]
-        return [side] if len(parameters.shapes) == 1 else list(side)
+            return [side[key] for key in sorted(side)]
+        several = len(parameters.shapes) > 1 and isinstance(side, (list, tuple))
+        return list(side) if several else [side]
 
 
 def _side(side, infinity, parameters):
     total = sum(parameters.sizes)
     if side is None:
         return np.full(total, infinity)
-    if np.ndim(side) == 0 and not isinstance(side, dict):
-        return np.full(total, float(side))
-    leaves = _leaves(side, parameters)
-    shapes = [np.shape(leaf) for leaf in leaves]
+    if isinstance(side, (str, numbers.Number)) or getattr(side, "shape", None) == ():
+        return np.full(total, check_array("bounds", side).astype(float))
+    leaves = [check_array("bounds", leaf) for leaf in _leaves(side, parameters)]
+    shapes = [leaf.shape for leaf in leaves]
     fits = len(shapes) == len(parameters.shapes) and all(
         shape in ((), expected) for shape, expected in zip(shapes, parameters.shapes, strict=True)
     )

@@ -12,6 +12,13 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from keras_neuralde import plot
+from keras_neuralde.checks import (
+    check_array,
+    check_integer,
+    check_labels,
+    check_path,
+    check_whole,
+)
 from keras_neuralde.observation import observe
 from keras_neuralde.solution import Status
 from keras_neuralde.typing import Nest
@@ -63,11 +70,19 @@ class PlotPrediction(keras.callbacks.Callback):
         labels: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
+        _check_inputs(x)
+        for key, value in (("y", y), ("t", t)):
+            if value is not None:
+                check_array(key, value)
         self.x, self.y, self.t = x, y, t
-        self.directory = None if directory is None else pathlib.Path(directory)
-        self.every = _whole("every", every)
+        if directory is not None:
+            directory = pathlib.Path(check_path("directory", directory))
+        self.directory = directory
+        self.every = check_whole("every", every)
         self.row = row if isinstance(row, tuple) else (row,)
-        self.labels = labels
+        for place in self.row:
+            check_integer("row", place)
+        self.labels = None if labels is None else check_labels("labels", labels)
         self._drawn = None
 
     def on_train_begin(self, logs=None):
@@ -154,8 +169,9 @@ class SolverStatistics(keras.callbacks.Callback):
         self, x: Nest, log_dir: str | os.PathLike | None = None, *, every: int = 1
     ) -> None:
         super().__init__()
-        self.x, self.log_dir = x, None if log_dir is None else str(log_dir)
-        self.every = _whole("every", every)
+        _check_inputs(x)
+        self.x, self.log_dir = x, None if log_dir is None else check_path("log_dir", log_dir)
+        self.every = check_whole("every", every)
         self._writer: Any = None
         self._last: dict[str, float] = {}
         self._warned: set[tuple[str, int]] = set()
@@ -253,7 +269,10 @@ def _show(figure):
         plt.pause(0.01)
 
 
-def _whole(name, value):
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"`{name}` must be an integer of at least 1. Received: {value!r}")
-    return int(value)
+def _check_inputs(x):
+    """Refuses what no model takes."""
+    leaves = tf.nest.flatten(x)
+    if not leaves or any(leaf is None or callable(leaf) for leaf in leaves):
+        raise TypeError(
+            f"`x` must be a batch of inputs, as `model.predict` takes them. Received: {x!r}"
+        )

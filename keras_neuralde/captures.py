@@ -46,6 +46,35 @@ class LiftedFunction:
         """Whether the function reads the tensor `number` of its last argument."""
         return bool(self.concrete.inputs[self.first_parameter + number].consumers())
 
+    def reads(self, outputs=None):
+        """What the first `outputs` of the tensors that the function returns depend on.
+
+        Args:
+            outputs: how many of them; `None` for all.
+
+        Returns:
+            The numbers of the tensors of its last argument, and a list of captured tensors and
+            variables.
+        """
+        operations, waiting = {}, [tensor.op for tensor in self.concrete.outputs[:outputs]]
+        while waiting:
+            operation = waiting.pop()
+            if operation.name not in operations:
+                operations[operation.name] = operation
+                waiting += [tensor.op for tensor in operation.inputs]
+        inputs, captured = self.concrete.inputs, self.concrete.captured_inputs
+        own = inputs[: len(inputs) - len(captured)]
+        numbers = {
+            number
+            for number, tensor in enumerate(own[self.first_parameter :])
+            if tensor.op.name in operations
+        }
+        inner = inputs[len(own) :]
+        reached = [a for a, b in zip(captured, inner, strict=True) if b.op.name in operations]
+        floating = [one for one in self.captures if any(one is other for other in reached)]
+        variables = [v for v in self.variables if any(v.handle is other for other in reached)]
+        return numbers, floating + variables
+
     def substituted(self, args, captures):
         """Calls the function with other tensors in place of those it captured.
 

@@ -8,44 +8,38 @@ say M Δ = 0, the others P (f + J Δ) = 0.
 
 import tensorflow as tf
 
-from keras_neuralde.solvers.factorization import factor
+from keras_neuralde.solvers.algebraic import algebraic_part, constraint_matrix
 
 
-def correction(g, t, y, constraints):
+def correction(g, t, y):
     """One Newton step towards a consistent state.
 
     Args:
-        g: the bound field, with a mass matrix.
+        g: the bound field, with a singular mass matrix.
         t: `(rows,)`.
         y: `(rows, width)`.
-        constraints: the projector P, `(n, n)`.
 
     Returns:
         Δ, `(rows, width)`: zero where the state is consistent.
     """
-    jacobian, _ = g.linearise(t, y)
-    if isinstance(jacobian, list):
-        jacobian = tf.stack(jacobian, axis=1)
-    matrix = g.implicit.mass - tf.linalg.matmul(constraints, jacobian)
-    right = tf.linalg.matmul(g.split(g(t, y)), constraints, transpose_b=True)
-    return g.join(factor(matrix).solve(right))
+    matrix, _ = constraint_matrix(g, t, y)
+    return g.join(matrix.solve(g.split(algebraic_part(g, g(t, y)))))
 
 
-def is_consistent(g, y0, terms, constraints):
+def is_consistent(g, y0, terms):
     """Whether the state at the start satisfies the algebraic equations within the tolerances.
 
     Args:
-        g: the bound field, with a mass matrix.
+        g: the bound field, with a singular mass matrix.
         y0: `(rows, width)`.
         terms: the `Terms` of the solve.
-        constraints: the projector P, `(n, n)`.
 
     Returns:
         `(rows,)` booleans; True where the question has no finite answer, which the solve reports
         by itself.
     """
     y0 = tf.stop_gradient(y0)
-    change = correction(g, terms.t0, y0, constraints)
+    change = correction(g, terms.t0, y0)
     scale = terms.atol + terms.rtol * tf.abs(y0)
     size = tf.reduce_mean(tf.square(change / scale), axis=1)
     return ~(tf.math.is_finite(size) & (size > 1.0))

@@ -10,6 +10,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_neuralde.checks import check_not_negative, check_number, check_positive
+
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
@@ -44,6 +46,10 @@ class PID:
         safety: aims a little below the tolerance.
         factor_min: the most a step may shrink at once.
         factor_max: the most a step may grow at once.
+
+    Raises:
+        ValueError: for what is no number, a safety that is not positive, or factors that do not
+            lie on both sides of 1.
     """
 
     P: float = 0.0
@@ -52,6 +58,18 @@ class PID:
     safety: float = 0.9
     factor_min: float = 0.2
     factor_max: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("P", "I", "D"):
+            check_number(name, getattr(self, name))
+        for name in ("safety", "factor_max"):
+            check_positive(name, getattr(self, name))
+        check_not_negative("factor_min", self.factor_min)
+        if not self.factor_min < 1.0 < self.factor_max:
+            raise ValueError(
+                "`factor_min` must be below 1 and `factor_max` above it. "
+                f"Received: {self.factor_min!r} and {self.factor_max!r}"
+            )
 
     def get_config(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -127,6 +145,11 @@ def get(identifier: str | dict | Constant | PID) -> Constant | PID:
 
 def serialize(controller: Constant | PID) -> dict[str, Any]:
     """The config from which `get` makes the controller again."""
+    if not isinstance(controller, (Constant, PID)):
+        raise TypeError(
+            f"`controller` must be a controller object. Received: {controller!r} of type "
+            f"{type(controller).__name__}"
+        )
     return {"class_name": type(controller).__name__, "config": controller.get_config()}
 
 

@@ -8,7 +8,14 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from keras_neuralde import rows, values
+from keras_neuralde import observation, rows, values
+from keras_neuralde.checks import (
+    check_array,
+    check_flag,
+    check_function,
+    check_keywords,
+    check_whole,
+)
 from keras_neuralde.equations import TrajectorySeeds
 from keras_neuralde.events import as_events
 from keras_neuralde.execution import programs, tape_is_active
@@ -23,7 +30,7 @@ from keras_neuralde.problems import (
 )
 from keras_neuralde.programs import function_key
 from keras_neuralde.solution import Solution, SolveError, Stats, describe
-from keras_neuralde.solve import progress_bar, solve
+from keras_neuralde.solve import SOLVE_KEYWORDS, progress_bar, raise_on_failure, solve
 from keras_neuralde.spreading import Replicas
 from keras_neuralde.summary import Summary
 from keras_neuralde.typing import Axes
@@ -66,7 +73,7 @@ class EnsembleSolution(Solution):
         Raises:
             ValueError: for levels out of range, or times that were not saved.
         """
-        levels = tuple(float(level) for level in np.atleast_1d(quantiles))
+        levels = tuple(np.ravel(check_array("quantiles", quantiles)).tolist())
         if not all(0.0 <= level <= 1.0 for level in levels):
             raise ValueError(f"`quantiles` must lie between 0 and 1. Received: {quantiles!r}")
         if at is not None:
@@ -101,7 +108,7 @@ class EnsembleSolution(Solution):
                 "`at` needs save times that are known: give `saveat` as numbers or an array."
             )
         times = np.atleast_1d(known if self.timed else [])
-        wanted = np.asarray(at, times.dtype)
+        wanted = check_array("at", at).astype(times.dtype)
         slack = 1e-6 * np.ptp(times) if times.size else 0.0
         found = [np.flatnonzero(np.abs(times - time) <= slack) for time in np.ravel(wanted)]
         missing = [float(t) for t, i in zip(np.ravel(at), found, strict=True) if not i.size]
@@ -200,11 +207,13 @@ def solve_ensemble(
             "JumpProblem. "
             f"Received: {problem!r}"
         )
-    _check_count("trajectories", trajectories)
+    check_keywords("solve_ensemble", keywords, SOLVE_KEYWORDS)
+    check_whole("trajectories", trajectories)
+    check_flag("progress", progress)
     if batch_size is None:
         most = _DELAY_BATCH_SIZE if isinstance(problem, DDEProblem) else _BATCH_SIZE
         batch_size = min(trajectories, most)
-    _check_count("batch_size", batch_size)
+    check_whole("batch_size", batch_size)
     options: dict[str, Any] = {**keywords}
     if "batch_ndims" in options:
         raise ValueError(
@@ -216,14 +225,14 @@ def solve_ensemble(
             "an ensemble keeps no record of its steps: list times in `saveat`, or call `solve` "
             "with batch_ndims=1. Received: dense=True"
         )
-    if vary is not None and not callable(vary):
-        raise TypeError(f"`vary` must be a function vary(problem, i, seed). Received: {vary!r}")
+    if vary is not None:
+        check_function("vary", vary, "vary(problem, i, seed)")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, (int, np.integer))):
         raise TypeError(f"`seed` must be an integer or None. Received: {seed!r}")
     shape = _shape(options.get("saveat"))
     if len(shape) > 1:
         raise ValueError(
-            "all trajectories of an ensemble share their save times: give a number or a 1-D array. "
+            "`saveat` must be a number or a 1-D array: trajectories share their save times. "
             f"Received shape: {shape}"
         )
     timed = len(shape) == 1
@@ -258,6 +267,7 @@ class _Work(NamedTuple):
         if keywords.get("events"):
             keywords["events"] = [spread.batched(event) for event in as_events(keywords["events"])]
         chunks = []
+        throw = keywords.pop("throw", True)
         several = batch_size < count
         report = progress_bar() if progress and several else lambda done: None
         keywords["progress"] = progress and not several
@@ -270,8 +280,12 @@ class _Work(NamedTuple):
             batch = spread(indices)
             if jumps is not None:
                 batch = JumpProblem(batch, [spread.batched(jump) for jump in jumps])
-            sol = solve(batch, self.solver, batch_ndims=1, seed=noise, **keywords)
-            chunks.append(_cut(sol, min(batch_size, count - start), self.timed))
+            sol = solve(batch, self.solver, batch_ndims=1, seed=noise, throw=False, **keywords)
+            own = min(batch_size, count - start)
+            if throw and tf.executing_eagerly() and not observation.watched():
+                # Without the copies of the last trajectory.
+                raise_on_failure(sol._control.numpy()[:, :own], first)
+            chunks.append(_cut(sol, own, self.timed))
             report(min(1.0, (start + batch_size) / count))
         return _join(chunks, self.timed)
 
@@ -347,12 +361,7 @@ def _shape(saveat):
     """The shape of what a user gives as save times; `()` for none."""
     if saveat is None:
         return ()
-    return tuple(saveat.shape) if hasattr(saveat, "shape") else np.shape(saveat)
-
-
-def _check_count(name, value):
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"`{name}` must be an integer of at least 1. Received: {value!r}")
+    return tuple(saveat.shape) if hasattr(saveat, "shape") else check_array("saveat", saveat).shape
 
 
 class _Spread:

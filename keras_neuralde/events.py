@@ -6,11 +6,15 @@ from typing import Any, Literal
 
 import numpy as np
 
+from keras_neuralde import values
+from keras_neuralde.checks import check_array, check_flag, check_function, check_whole
 from keras_neuralde.programs import function_key
 from keras_neuralde.typing import Condition, Field, TensorLike
 
 #: Kinds of happenings.
 ROOT, PRESET, DISCRETE, RATE = "root", "preset", "discrete", "rate"
+
+_FORM = "{}(t, y, p)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,14 +61,14 @@ class ContinuousEvent:
     max_events: int = 100
 
     def __post_init__(self):
-        _callable("condition", self.condition)
+        check_function("condition", self.condition, _FORM.format("condition"))
         if self.affect is not None:
-            _callable("affect", self.affect)
+            check_function("affect", self.affect, _FORM.format("affect"))
         whole = isinstance(self.direction, (int, np.integer))
         if not whole or isinstance(self.direction, bool) or self.direction not in (-1, 0, 1):
             raise ValueError(f"`direction` must be -1, 0 or 1. Received: {self.direction!r}")
-        _flag("terminal", self.terminal)
-        _count(self.max_events)
+        check_flag("terminal", self.terminal)
+        check_whole("max_events", self.max_events)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +101,9 @@ class PresetTimeEvent:
     affect: Field
 
     def __post_init__(self):
-        _callable("affect", self.affect)
-        if self.times is None or isinstance(self.times, str):
-            raise TypeError(f"`times` must be numbers. Received: {self.times!r}")
+        check_function("affect", self.affect, _FORM.format("affect"))
+        if not values.is_tensor(self.times):
+            check_array("times", self.times)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,11 +139,11 @@ class DiscreteEvent:
     max_events: int = 100
 
     def __post_init__(self):
-        _callable("condition", self.condition)
+        check_function("condition", self.condition, _FORM.format("condition"))
         if self.affect is not None:
-            _callable("affect", self.affect)
-        _flag("terminal", self.terminal)
-        _count(self.max_events)
+            check_function("affect", self.affect, _FORM.format("affect"))
+        check_flag("terminal", self.terminal)
+        check_whole("max_events", self.max_events)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,18 +214,3 @@ def as_events(events: Any) -> tuple[ContinuousEvent | PresetTimeEvent | Discrete
         names = ", ".join(kind.__name__ for kind in EVENTS)
         raise TypeError(f"`events` must be a list of {names}. Received: {events!r}")
     return tuple(events)
-
-
-def _callable(name, function):
-    if not callable(function):
-        raise TypeError(f"`{name}` must be a function {name}(t, y, p). Received: {function!r}")
-
-
-def _flag(name, value):
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"`{name}` must be True or False. Received: {value!r}")
-
-
-def _count(value):
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"`max_events` must be an integer of at least 1. Received: {value!r}")

@@ -4,7 +4,6 @@ import contextlib
 import contextvars
 import dataclasses
 import enum
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,13 +29,14 @@ from keras_neuralde.integrate import (
     nan_where_failed,
     outputs_of,
     read_saves,
+    repeating,
+    segment_of_memory,
     step_times,
 )
 from keras_neuralde.programs import ProgramCache
 from keras_neuralde.solution import Status
 
 programs = ProgramCache()
-_RING_BYTES = 1 << 25
 _TURNS_OF_A_PART = 4096
 
 
@@ -92,9 +92,15 @@ def run_eagerly(equation, settings, layout, inputs, shape, what):
         def program(inputs):
             return what(lifted, settings, layout, inputs, shape, gradient)
 
-        return program
+        return lifted, program
 
-    return programs.get(key, references, make)(inputs)
+    lifted, program = programs.get(key, references, make)
+    return _with_law(program(inputs), lifted, inputs)
+
+
+def _with_law(outputs, lifted, inputs):
+    """The outputs of a solve with its `Lifted.law`."""
+    return {**outputs, "law": lifted.law(inputs["p"])} if isinstance(outputs, dict) else outputs
 
 
 _differentiable: contextvars.ContextVar = contextvars.ContextVar("differentiable", default=True)
@@ -115,7 +121,8 @@ def run_in_graph(equation, settings, layout, inputs, shape, what):
     gradient = Gradient.EXPECTED if tape_is_active() else Gradient.POSSIBLE
     gradient = gradient if _differentiable.get() else Gradient.NEVER
     lifted = lift(equation, layout, inputs)
-    return what(lifted, settings, layout, inputs, shape, gradient)
+    outputs = what(lifted, settings, layout, inputs, shape, gradient)
+    return _with_law(outputs, lifted, inputs)
 
 
 def tape_is_active():
@@ -148,7 +155,8 @@ def trace_part(lifted, settings, layout, inputs, shape, gradient):
     """
     bound = bind(lifted, settings, layout, inputs, shape)
     field, y0, terms = bound.field, bound.y0, bound.terms
-    plan = _plan(settings, shape, _segment_of_memory(settings, y0), bound.happenings)
+    segment = segment_of_memory(y0, settings.solver.dense_degree())
+    plan = _plan(settings, shape, segment, bound.happenings)
     g = field.bind(field.theta)
     carry, outputs = inputs["state"] or begin(plan, g, y0, terms)
     carry, outputs = advance(plan, g, terms, carry, outputs, _TURNS_OF_A_PART)
@@ -197,7 +205,7 @@ def _answer(settings, layout, inputs, bound, y, control, num_f=None, log=()):
             y = tf.split(y, settings.solver.copies, axis=-1)[0]
     status = tf.where(bad, tf.cast(Status.BAD_TIMES, y.dtype), control[STATUS])
     if "constraints" in inputs:
-        consistent = is_consistent(field.bind(field.theta), y0, terms, inputs["constraints"])
+        consistent = is_consistent(field.bind(field.theta), y0, terms)
         bad |= ~consistent
         inconsistent = tf.cast(Status.INCONSISTENT_START, y.dtype)
         status = tf.where(consistent, status, inconsistent)
@@ -310,8 +318,10 @@ def _integrate(bound, settings, shape, gradient):
     They come through the adjoint where a gradient may be asked for.
     """
     field, y0, terms, happenings = bound.field, bound.y0, bound.terms, bound.happenings
-    plan = _plan(settings, shape, _segment_of_memory(settings, y0), happenings)
+    segment = segment_of_memory(y0, settings.solver.dense_degree())
+    plan = _plan(settings, shape, segment, happenings)
     if gradient is Gradient.NEVER:
+        plan = repeating(plan, field, y0, terms.saves)
         return outputs_of(integrate(plan, field.bind(field.theta), y0, terms))
     expected = gradient is Gradient.EXPECTED
     moving = shape.time_gradient or (happenings is not None and happenings.moves_times)
@@ -373,6 +383,8 @@ def _terms(layout, inputs, y0, shape, dense):
         bad |= tf.reduce_any(present[1:] & (ahead[1:] < ahead[:-1]), axis=0)
         bad |= tf.reduce_any(present[1:] & ~present[:-1], axis=0)
         t_end = t1 if dense else last
+    if shape.forwards:
+        bad |= direction < 0.0
     for lag in inputs.get("lags", ()):
         bad |= (per_row(lag) <= 0) | ~tf.math.is_finite(per_row(lag))
     steps = inputs["steps"]
@@ -398,10 +410,3 @@ def _terms(layout, inputs, y0, shape, dense):
         t0, t_end, direction, tolerance(inputs["rtol"]), tolerance(inputs["atol"]) + tiny,
         inputs["dt0"], inputs["dt_min"], saves, None if steps is None else tf.stop_gradient(steps),
     ), bad  # fmt: skip
-
-
-def _segment_of_memory(settings, y0):
-    """Turns per segment of a solve without a trail, a power of two: what memory allows."""
-    rows, width = y0.shape[0] or 256, y0.shape[1] or 256
-    row_bytes = max(1, rows * (2 + width * (1 + settings.solver.dense_degree())) * 8)
-    return 1 << max(4, min(10, int(math.log2(max(1, _RING_BYTES // row_bytes)))))

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 from keras.src.export.export_utils import get_input_signature
 
+from keras_neuralde.checks import check_flag, check_path
 from keras_neuralde.layers.base import DifferentialEquationLayer
 from keras_neuralde.layers.request import Request, serving
 from keras_neuralde.typing import Nest
@@ -81,15 +82,17 @@ def export_saved_model(
     >>> tuple(served(y0=tf.ones((3, 2)), times=[0.1, 0.2, 0.7, 0.9])["output_0"].shape)
     (3, 4, 2)
     """
-    path = os.fspath(path)
+    path = check_path("path", path)
+    check_flag("xla", xla)
     plan = _Endpoints(model)
     chosen = _chosen(plan, signatures)
     if xla:
         twins = [one._replace(name=one.name + _COMPILED, compiled=True) for one in chosen]
         chosen = [*chosen, *twins]
     _warn_of_joint_steps(plan.layers)
+    requests = _requests(plan, chosen, warmup)
     functions = {one.name: plan.trace(one) for one in chosen}
-    requests = _requests(plan, chosen, functions, warmup)
+    _try_out(requests, functions, plan, chosen)
     _write(model, path, functions)
     if requests:
         write_requests(path, requests)
@@ -253,8 +256,9 @@ def _chosen(plan, signatures):
     }
     if signatures is None:
         return [one for one, why_not in possible.values() if why_not() is None]
-    names = [signatures] if isinstance(signatures, str) else list(signatures)
-    if DEFAULT not in names or not set(names) <= set(possible):
+    names = [signatures] if isinstance(signatures, str) else signatures
+    listed = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+    if not listed or DEFAULT not in names or not set(names) <= set(possible):
         raise ValueError(
             f"`signatures` must name {DEFAULT!r}, which servers ask for, and no others than "
             f"{list(possible)}. Received: {signatures!r}"
@@ -282,8 +286,8 @@ def _warn_of_joint_steps(layers):
         )
 
 
-def _requests(plan, endpoints, functions, warmup):
-    """The warm-up requests as pairs, each tried out: one that fails keeps a server from loading."""
+def _requests(plan, endpoints, warmup):
+    """The warm-up requests as pairs `(signature name, {input name: array})`."""
     if warmup is None:
         return []
     named = {one.name: [spec.name for spec in plan.specs(one)] for one in endpoints}
@@ -291,23 +295,38 @@ def _requests(plan, endpoints, functions, warmup):
         plain = [one for one in endpoints if not one.compiled]
         warmup = [(one.name, _example(plan, one, warmup)) for one in plain]
     for name, inputs in warmup:
-        if name not in named or set(inputs) != set(named[name]):
+        known = name in named and isinstance(inputs, dict)
+        if not known or set(inputs) != set(named[name]):
             raise ValueError(
                 f"a request in `warmup` must be for one of the signatures with inputs {named}. "
-                f"Received: {name!r} with {list(inputs)}"
+                f"Received: {name!r} with {list(inputs) if isinstance(inputs, dict) else inputs!r}"
             )
     specs = {one.name: {spec.name: spec for spec in plan.specs(one)} for one in endpoints}
-    requests = [
-        (name, {key: np.asarray(value, specs[name][key].dtype.as_numpy_dtype)
-                for key, value in inputs.items()})
+    return [
+        (name, {key: _cast(value, specs[name][key]) for key, value in inputs.items()})
         for name, inputs in warmup
-    ]  # fmt: skip
+    ]
+
+
+def _try_out(requests, functions, plan, endpoints):
+    """Answers the warm-up requests: one that fails would keep a server from loading."""
+    named = {one.name: [spec.name for spec in plan.specs(one)] for one in endpoints}
     for name, inputs in requests:
         try:
             functions[name](*map(tf.constant, (inputs[key] for key in named[name])))
         except _CANNOT_TRACE as error:
             raise ValueError(f"the warm-up request for {name!r} fails. {error}") from error
-    return requests
+
+
+def _cast(value, spec):
+    """An input of a request in the dtype of the signature."""
+    try:
+        return np.asarray(value, spec.dtype.as_numpy_dtype)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"the input {spec.name!r} in `warmup` must be an array of {spec.dtype.name}. "
+            f"Received: {value!r}"
+        ) from error
 
 
 def _is_list_of_pairs(warmup):
@@ -319,14 +338,15 @@ def _is_list_of_pairs(warmup):
 
 def _example(plan, endpoint, batch):
     """A request of a signature, made from a batch of the model's inputs."""
-    flat = keras.tree.flatten(batch)
+    flat = [np.asarray(leaf) for leaf in keras.tree.flatten(batch)]
     names = [spec.name for spec in plan.specs(endpoint)]
-    if len(flat) != len(names) - endpoint.times - endpoint.seed:
+    if len(flat) != len(names) - endpoint.times - endpoint.seed or not all(x.ndim for x in flat):
         raise ValueError(
             "`warmup` must be a batch of the model's inputs, or a list of pairs "
-            f"(signature name, inputs). Received: {len(flat)} arrays for the inputs {names}"
+            f"(signature name, inputs). Received: arrays of shapes {[x.shape for x in flat]} for "
+            f"the inputs {names}"
         )
-    rows: Any = np.shape(flat[0])[0]
+    rows: Any = len(flat[0])
     if endpoint.times:
         layer = plan.layers[0]
         times = np.atleast_1d(layer.t_span[1] if layer.saveat is None else layer.saveat)

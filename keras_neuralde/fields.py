@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from keras_neuralde import components
 from keras_neuralde import slice_gradients as slice_gradients
 from keras_neuralde.sparsity import BandedJacobian
 
@@ -18,6 +19,8 @@ class Implicit(NamedTuple):
     Attributes:
         mass: the mass matrix, `(n, n)` over the components of a trajectory, or `None`.
         mass_inverse: instead, the inverse of a mass matrix, for methods that want y' itself.
+        constraints: the projector onto the left null space of a singular `mass`, `(n, n)`.
+        pseudoinverse: that of a singular `mass`, for methods that want a slope.
         jacobian: the `captures.LiftedFunction` of the user's `jacobian(t, y, p)`, or `None`.
         sparsity: `(n, n)` booleans, where the Jacobian may be nonzero, or `None`.
         band: a `sparsity.Band` of it, where blocks pay, or `None`.
@@ -27,6 +30,8 @@ class Implicit(NamedTuple):
 
     mass: Any = None
     mass_inverse: Any = None
+    constraints: Any = None
+    pseudoinverse: Any = None
     jacobian: Any = None
     sparsity: Any = None
     band: Any = None
@@ -81,6 +86,13 @@ class Field:
     def joint(self):
         """Whether one row holds the whole batch."""
         return self._layout.joint
+
+    @property
+    def is_arithmetic(self):
+        """Whether the field is cheap arithmetic (see `components`)."""
+        if self.joint or self.implicit.mass_inverse is not None:
+            return False
+        return components.is_arithmetic(self._function.concrete.graph)
 
     @property
     def _functions(self):
@@ -302,6 +314,7 @@ class BoundField:
         self._theta = theta
         self.implicit, self.size = field.implicit, field.size
         self.split, self.join, self.joint = field.split, field.join, field.joint
+        self.is_arithmetic = field.is_arithmetic
 
     def __call__(self, t, y):
         return self._field(t, y, self._theta)

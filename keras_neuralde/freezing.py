@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from keras_neuralde.checks import check_function
+
 
 class _Local(threading.local):
     active: "Recording | None" = None
@@ -82,6 +84,7 @@ def freeze(function: Callable, *arguments: Any) -> Callable:
     >>> abs(float(smooth(tf.constant(1.1))) - 0.332871) < 1e-3
     True
     """
+    check_function("function", function, "that calls `solve`")
     recording = Recording()
     with _use(recording):
         function(*arguments)

@@ -355,6 +355,10 @@ class DelayField(Field):
         """Tensors that the field or the history closes over, each once."""
         return list({id(tensor): tensor for tensor in super().captures}.values())
 
+    @property
+    def is_arithmetic(self):
+        return False
+
     def bind(self, theta):
         return BoundDelay(self, theta)
 

@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from keras_neuralde import consistency, execution
 from keras_neuralde.arguments import prepare
+from keras_neuralde.checks import check_whole
 from keras_neuralde.equations import kind_of
 from keras_neuralde.problems import ODEProblem
 from keras_neuralde.programs import as_written
@@ -45,6 +46,7 @@ def consistent_state(
     >>> nde.consistent_state(problem).numpy().tolist()
     [0.25, 0.75]
     """
+    check_whole("max_iterations", max_iterations)
     settings = Settings.make(
         "rodas5p", controller=None, norm="rms", max_steps=1, batch_ndims=batch_ndims,
         step_control="per_sample", adjoint="discrete", checkpoints=1, dt0=None, steps=None,
@@ -66,7 +68,7 @@ def consistent_state(
         return (k < max_iterations) & tf.reduce_any(moved)
 
     def turn(k, y, _):
-        change = consistency.correction(g, terms.t0, y, inputs["constraints"])
+        change = consistency.correction(g, terms.t0, y)
         return k + 1, y + change, change
 
     start = (0, y0, tf.ones_like(y0))

@@ -7,17 +7,19 @@ which the discrete adjoint walks backwards. Nothing here knows that gradients ex
 """
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from keras_neuralde import controllers
+from keras_neuralde import components, controllers
 from keras_neuralde.interpolation import Interpolant
 from keras_neuralde.solution import Status
 
 # Rows of the packed control block; one column per trajectory. The last two are there only when the
 # controller looks back. A solver that watches for stiffness has rows of its own after them, and
-# one that counts its evaluations does so in one more at the end.
+# one that counts its evaluations does so in one more at the end, before it those of Jacobians where
+# it counts them too.
 T, H, ACCEPTED, REJECTED, STATUS, ERROR, ERROR_BEFORE = range(7)
 # What STATUS holds, besides the codes of `Status`, while a row has steps to take: whether the last
 # attempt was accepted or rejected.
@@ -25,6 +27,11 @@ RUNNING, RETRYING = -1.0, -2.0
 
 # Save points that are interpolated in one piece.
 _CHUNK = 32
+# The largest array, in bytes, of a loop body whose kernels XLA runs one after the other, at half
+# the cost of finding out which of them could run side by side.
+_SEQUENTIAL = 512
+# What the records of a segment may take.
+_RING_BYTES = 1 << 25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +50,8 @@ class Plan:
         stops: whether steps end on the save points: those of a method that cannot interpolate, or,
             in their place, the discontinuities of a delay equation.
         happenings: `happenings.Happenings`, events and jumps, or `None`.
+        repeats: whether save points are interpolated by taking their steps once more, instead of
+            from coefficients that every step leaves behind.
     """
 
     solver: Any
@@ -55,11 +64,12 @@ class Plan:
     first_step: bool = True
     stops: bool = False
     happenings: Any = None
+    repeats: bool = False
 
     @property
     def dense(self):
-        """Whether steps are to be interpolated."""
-        return self.saves or self.happenings is not None
+        """Whether steps leave their interpolants behind."""
+        return (self.saves and not self.repeats) or self.happenings is not None
 
     @property
     def adaptive(self):
@@ -84,6 +94,10 @@ class Plan:
     @property
     def counts(self):
         return self.solver.counts_evaluations
+
+    @property
+    def counts_jacobians(self):
+        return self.solver.counts_jacobians
 
 
 class Terms(NamedTuple):
@@ -114,12 +128,16 @@ class Terms(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """What one turn hands to the next: packed control block, state, solver state, what happened."""
+    """What one turn hands to the next: packed control block, state, solver state, what happened.
+
+    Within a segment the solver may keep something besides (see `Solver.keep`).
+    """
 
     y: tf.Tensor
     solver_state: tf.Tensor
     control: tf.Tensor
     memory: Any = ()
+    kept: Any = ()
 
 
 class Ring(NamedTuple):
@@ -164,6 +182,7 @@ def start(plan, g, y0, terms):
     control = [terms.t0, h, zero, zero, status]
     control += [rows, rows] if plan.looks_back else []
     control += plan.watches * [zero]
+    control += [zero] if plan.counts_jacobians else []
     control += [zero] if plan.counts else []
     return Carry(y0, state, tf.stack(control))
 
@@ -173,12 +192,12 @@ def empty_ring(plan, carry, size):
     if plan.happenings is not None:
         return plan.happenings.empty_ring(plan, carry, size)
     rows, width = tf.unstack(tf.shape(carry.y))
-    degree = plan.solver.dense_degree() if plan.saves else 0
+    degree = plan.solver.dense_degree() if plan.dense else 0
     dtype = carry.y.dtype
     return Ring(
         tf.zeros((size, 2, rows), dtype),
         tf.zeros((size, rows, width), dtype),
-        tf.zeros((size, rows, degree * width), dtype) if plan.saves else (),
+        tf.zeros((size, rows, degree * width), dtype) if plan.dense else (),
         tf.zeros((size, rows), dtype) if plan.switches else (),
     )
 
@@ -191,14 +210,15 @@ def attempt(plan, g, terms, carry, forced=None):
         g: the field, `g(t, y)`.
         terms: the `Terms`.
         carry: the `Carry`.
-        forced: `(known, decision, kind)`: when a recorded turn is repeated, its `(rows,)` booleans
-            replace the decision where `known`, and the kind of step where the solver switches.
+        forced: `(known, decision, kind, fired)`: when a recorded turn is repeated, its `(rows,)`
+            booleans replace the decision where `known`, the kind of step where the solver switches,
+            and `(channels, rows)` booleans what happened.
 
     Returns:
         The new carry and the `Ring` entries of the turn.
     """
     t, h, accepted, rejected, status, *errors = tf.unstack(carry.control)
-    counted = [errors.pop()] if plan.counts else []
+    counted = [errors.pop() for _ in range(plan.counts_jacobians + plan.counts)][::-1]
     modes = [errors.pop() for _ in range(plan.watches)][::-1]
     if forced is not None and plan.switches:
         modes[0] = tf.where(forced[0], tf.cast(forced[2], t.dtype), modes[0])
@@ -208,10 +228,11 @@ def attempt(plan, g, terms, carry, forced=None):
     if plan.happenings is not None:
         t_next = plan.happenings.clip(plan, terms, t, t_next, carry.memory)
     t_next = tf.where(running, t_next, t)
-    step = plan.solver.step(g, t, t_next, carry.y, carry.solver_state, plan.dense, *kind)
+    kept = {"kept": carry.kept} if carry.kept else {}
+    step = plan.solver.step(g, t, t_next, carry.y, carry.solver_state, plan.dense, *kind, **kept)
 
     if plan.adaptive:
-        error = _scaled_square(plan, terms, carry.y, step)
+        error = _scaled_square(plan, g, terms, carry.y, step)
         finite = tf.math.is_finite(error)
         good = finite & (error <= 1.0)
     else:
@@ -220,7 +241,7 @@ def attempt(plan, g, terms, carry, forced=None):
         good &= step.ok
         finite &= step.ok
     if forced is not None:
-        known, decision, _ = forced
+        known, decision, *_ = forced
         good = tf.where(known, decision, good)
     accept = running & good
 
@@ -231,6 +252,8 @@ def attempt(plan, g, terms, carry, forced=None):
         factor = tf.where(finite, factor, plan.controller.factor_min)
         grow = accept & (status != RETRYING)
         factor = tf.where(grow, factor, tf.minimum(factor, 1.0))
+        if step.again is not None:
+            factor = tf.where(step.again, tf.ones_like(factor), factor)
         smallest = _smallest_step(terms, t)
         hopeless = (tf.minimum(h, used) <= 1.5 * smallest) | tf.math.is_nan(used)
         hopeless &= ~accept
@@ -241,6 +264,8 @@ def attempt(plan, g, terms, carry, forced=None):
         h = tf.where(running, proposed, h)
     else:
         hopeless = ~accept
+    if step.again is not None:
+        hopeless &= ~step.again
     one = tf.ones_like(t)
     accepted += tf.where(accept, one, 0.0)
     rejected += tf.where(running & ~accept, one, 0.0)
@@ -261,19 +286,23 @@ def attempt(plan, g, terms, carry, forced=None):
         stiff = plan.solver.gives_up(modes) & (status < 0.0)
         status = tf.where(stiff, float(Status.STIFF) * one, status)
     if plan.counts:
-        counted = [counted[0] + tf.where(running, step.num_f, 0.0)]
+        found = [step.num_jac, step.num_f] if plan.counts_jacobians else [step.num_f]
+        pairs = zip(counted, found, strict=True)
+        counted = [total + tf.where(running, number, 0.0) for total, number in pairs]
     column = accept[:, None]
     new = Carry(
         tf.where(column, step.y1, carry.y),
         tf.where(column, step.state, carry.solver_state),
         tf.stack([t_new, h, accepted, rejected, status, *errors, *modes, *counted]),
         carry.memory,
+        step.kept,
     )
     times, dense = tf.stack([t, t_new]), step.dense if plan.dense else ()
     record = Ring(times, carry.y, dense, kind[0] if kind else ())
     if plan.happenings is None:
         return new, record
-    return plan.happenings.settle(plan, g, terms, carry, new, record)
+    recalled = None if forced is None else (forced[0], forced[3])
+    return plan.happenings.settle(plan, g, terms, carry, new, record, recalled)
 
 
 def _next_time(plan, g, terms, t, h, accepted):
@@ -358,11 +387,13 @@ def _smallest_step(terms, t):
     return tf.maximum(tf.maximum(terms.dt_min, float(resolution) * tf.abs(t)), 1e-20 * span)
 
 
-def _scaled_square(plan, terms, y, step):
+def _scaled_square(plan, g, terms, y, step):
     """The squared norm of the error estimate, in units of the tolerance; `(rows,)`.
 
     It is not finite when the new state, the solver's state or the estimate is not.
     """
+    if plan.norm == "rms" and not plan.dense and components.pays(g, y):
+        return _square_by_components(terms, y, step)
     size = tf.abs(y) if plan.solver.previsible else tf.maximum(tf.abs(y), tf.abs(step.y1))
     scale = terms.atol + terms.rtol * size
     square = tf.square(step.error / scale)
@@ -371,6 +402,25 @@ def _scaled_square(plan, terms, y, step):
         # A maximum may drop NaN; adding the vanishing mean keeps it.
         return tf.reduce_max(square, axis=1) + 0.0 * tf.reduce_mean(kept, axis=1)
     return tf.reduce_mean(kept, axis=1)
+
+
+def _square_by_components(terms, y, step):
+    """The same sum in the same order, for `components`."""
+    total: Any = None
+    width = int(y.shape[1])
+    parts = [components.split(x) for x in (y, step.y1, step.error, step.state)]
+    rtol, atol = (_columns(x, width) for x in (terms.rtol, terms.atol))
+    for old, new, error, state, r, a in zip(*parts, rtol, atol, strict=True):
+        scale = a + r * tf.maximum(tf.abs(old), tf.abs(new))
+        term = tf.square(error / scale) + 0.0 * (new + state)
+        total = term if total is None else total + term
+    (mean,) = components.kept(total, [total / float(width)])
+    return mean
+
+
+def _columns(tolerance, width):
+    """A tolerance as one for each component."""
+    return [tolerance] * width if tolerance.shape.rank == 0 else tf.unstack(tolerance, axis=-1)
 
 
 def any_running(control):
@@ -392,9 +442,9 @@ def run_segment(plan, g, terms, carry, ring, forced=None):
         terms: the `Terms`.
         carry: the `Carry` at the start of the segment.
         ring: the `Ring` to fill.
-        forced: `(known, decisions, kinds)`: whether the decisions of this segment are on record,
-            and they, `(segment, rows)` booleans; the kinds are an empty tuple unless the solver
-            switches.
+        forced: `(known, decisions, kinds, fired)`: whether the decisions of this segment are on
+            record, and they, `(segment, rows)` booleans; the kinds are an empty tuple unless the
+            solver switches, what happened, `(segment, channels, rows)`, unless something may.
 
     Returns:
         The carry, the ring and the number of turns.
@@ -415,8 +465,15 @@ def run_segment(plan, g, terms, carry, ring, forced=None):
         ring = tf.nest.map_structure(lambda buffer, value: write(buffer, turn, value), ring, record)
         return turn + 1, carry, ring
 
-    turns, carry, ring = tf.while_loop(more, turn_once, (tf.constant(0), carry, ring))
-    return carry, ring, turns
+    turns, carry, ring = tf.while_loop(
+        more, turn_once, (tf.constant(0), keeping(plan, g, carry), ring)
+    )
+    return carry._replace(kept=()), ring, turns
+
+
+def keeping(plan, g, carry):
+    """The carry at the beginning of a segment: with what the solver keeps, still empty."""
+    return carry._replace(kept=plan.solver.keep(g, carry.y))
 
 
 def integrate(plan, g, y0, terms):
@@ -458,23 +515,25 @@ def advance(plan, g, terms, carry, outputs, limit=None):
         return running if limit is None else running & (turn < limit)
 
     zero = tf.constant(0)
-    if not plan.dense:
+    if not (plan.saves or plan.happenings is not None):
         _, carry = tf.while_loop(
             more,
             lambda turn, carry: (turn + 1, attempt(plan, g, terms, carry)[0]),
-            (zero, carry),
+            (zero, keeping(plan, g, carry)),
         )
-        return carry, ()
+        return carry._replace(kept=()), ()
 
     def turn_segment(turn, carry, ring, outputs):
         carry, ring, turns = run_segment(plan, g, terms, carry, ring)
-        return turn + turns, carry, ring, collect(plan, terms, ring, turns, outputs)
+        return turn + turns, carry, ring, collect(plan, g, terms, ring, turns, outputs)
 
+    apart = plan.repeats and components.pays(g, carry.y)
+    outputs = taken_apart(outputs) if apart else outputs
     loop = (zero, carry, empty_ring(plan, carry, plan.segment), outputs)
     _, carry, _, outputs = tf.while_loop(
         lambda turn, carry, *_: more(turn, carry), turn_segment, loop
     )
-    return carry, outputs
+    return carry, put_together(outputs) if apart else outputs
 
 
 def integrate_recorded(plan, g, y0, terms):
@@ -515,7 +574,8 @@ def integrate_times(plan, g, y0, terms):
         carry, record = attempt(plan, g, terms, carry)
         return turn + 1, carry, write(ends, turn, record.times)
 
-    _, carry, ends = tf.while_loop(more, turn_once, (tf.constant(0), carry, ends))
+    loop = (tf.constant(0), keeping(plan, g, carry), ends)
+    _, carry, ends = tf.while_loop(more, turn_once, loop)
     return step_times(terms, ends, _end_running(carry.control))
 
 
@@ -602,8 +662,10 @@ def read_saves(plan, terms, y0, ring, turns):
     return tf.where(inside[:, :, None], value, resting)
 
 
-def collect(plan, terms, ring, turns, outputs):
+def collect(plan, g, terms, ring, turns, outputs):
     """The outputs with what a segment adds: save points, and what happened."""
+    if plan.repeats:
+        return _repeat(plan, g, terms, ring, turns, outputs)
     if plan.happenings is None:
         return flush(plan, terms, ring, turns, outputs) if plan.saves else outputs
     saved, log = outputs
@@ -650,6 +712,89 @@ def flush(plan, terms, ring, turns, outputs):
 
     loop = (first, outputs)
     return tf.while_loop(lambda chunk, _: chunk < last, one_chunk, loop)[1]
+
+
+def repeating(plan, field, y0, saves):
+    """The plan, with the steps to save points taken once more where that costs least.
+
+    Coefficients of an interpolant are a multiple of the state to write and to read, for every
+    step; where the field is cheap arithmetic and XLA makes one kernel of a step, doing it again
+    costs less, and steps without a save point inside leave nothing but their start.
+
+    Args:
+        plan: the `Plan`.
+        field: the field.
+        y0: `(rows, width)`.
+        saves: the save points, `(num_times, rows)` or `(num_times, 1)`.
+    """
+    if not plan.saves or plan.happenings is not None or not plan.solver.repeatable:
+        return plan
+    if not getattr(field, "is_arithmetic", False) or not components.is_compiled():
+        return plan
+    # A row alone is interpolated faster at many points at once.
+    if y0.shape[0] == 1 and not (saves.shape[0] and saves.shape[0] <= _CHUNK):
+        return plan
+    return dataclasses.replace(plan, repeats=True, segment=segment_of_memory(y0, 0))
+
+
+def segment_of_memory(y0, degree):
+    """Turns per segment of a solve without a trail, a power of two: what memory allows.
+
+    Args:
+        y0: `(rows, width)`.
+        degree: how many interpolation coefficients of the size of a state a turn leaves behind.
+    """
+    rows, width = y0.shape
+    if rows and width:
+        fitting = _SEQUENTIAL // (rows * width * max(1, degree) * y0.dtype.size)
+        if fitting >= 4:
+            return 1 << int(math.log2(min(fitting, 16)))
+    row_bytes = (rows or 256) * (2 + (width or 256) * (1 + degree)) * 8
+    return 1 << max(4, min(10, int(math.log2(max(1, _RING_BYTES // row_bytes)))))
+
+
+def taken_apart(outputs):
+    """Outputs as arrays of one component each, into which XLA writes without mixing them."""
+    return tf.nest.map_structure(lambda full: tuple(components.split(full)), outputs)
+
+
+def put_together(outputs):
+    """The inverse of `taken_apart`."""
+    return tuple(components.join(parts) if parts else () for parts in outputs)
+
+
+def _repeat(plan, g, terms, ring, turns, outputs):
+    """`flush` for a plan that repeats steps: one save point after the other."""
+    steps = Interpolant(ring, turns, terms.direction, plan.solver.dense_degree())
+    s = terms.direction * terms.saves
+    left = tf.reduce_all(s <= steps.start, axis=1)
+    reached = tf.reduce_any(s <= steps.end, axis=1)
+    first, last = (tf.reduce_sum(tf.cast(flags, tf.int32)) for flags in (left, reached))
+    apart = isinstance(outputs[0], tuple)
+
+    def find(index):
+        return steps.find(tf.gather(terms.saves, tf.minimum(index, tf.shape(s)[0] - 1)))
+
+    # The place of the next step is found a turn before: what is read from it three times is then
+    # searched once.
+    def one_save(index, place, outputs):
+        time = tf.gather(terms.saves, index)
+        covered = steps.covers(time)
+        t, t_next, y = steps.step_at(place)
+        t_next = tf.where(covered, t_next, t)
+        h = tf.where(covered, t_next - t, 1.0)
+        value, slope = plan.solver.inside(g, t, t_next, y, tf.where(covered, time - t, 0.0) / h)
+        found = (value, slope / h[:, None] if plan.save_slopes else ())
+        found = taken_apart(found) if apart else found
+        column = covered if apart else covered[:, None]
+        outputs = tf.nest.map_structure(
+            lambda full, new: write(full, index, tf.where(column, new, tf.gather(full, index))),
+            outputs, found,
+        )  # fmt: skip
+        return index + 1, find(index + 1), outputs
+
+    loop = (first, find(first), outputs)
+    return tf.while_loop(lambda index, *_: index < last, one_save, loop)[2]
 
 
 def _fill(plan, steps, saves, outputs):

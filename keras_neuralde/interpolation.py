@@ -81,6 +81,18 @@ class Interpolant:
         value, slope = horner(y, tf.split(dense, self._degree, axis=-1), theta)
         return value, slope / h
 
+    def find(self, t):
+        """Where the step lies in which `t`, `(rows,)` or `(1,)`, does; for `step_at`."""
+        s = self._direction * t + tf.zeros_like(self.start)
+        return self._record_of(s, tf.shape(self._ring.y)[1])
+
+    def step_at(self, place):
+        """Start, end and state at the start of a step, from `find`."""
+        ring = self._ring
+        y = tf.gather(tf.reshape(ring.y, (-1, ring.y.shape[2] or tf.shape(ring.y)[2])), place)
+        ends = (tf.gather(tf.reshape(ring.times[:, i], [-1]), place) for i in (0, -1))
+        return *ends, y
+
     def _record_of(self, s, rows):
         """The first record that ends at or after `s`, by bisection, as an index into flat rows."""
         column = tf.range(rows)

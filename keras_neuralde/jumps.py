@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_neuralde import values
+from keras_neuralde.checks import check_whole
 from keras_neuralde.events import RATE, ROOT, Happening
 from keras_neuralde.problems import ODEProblem, SDEProblem
 from keras_neuralde.typing import Nest, Rate, TensorLike
@@ -46,9 +47,7 @@ class _Jump:
                 "`mark_sampler` must be a function mark_sampler(u, t, y, p) of uniform numbers. "
                 f"Received: {self.mark_sampler!r}"
             )
-        size = self.mark_size
-        if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
-            raise ValueError(f"`mark_size` must be an integer of at least 1. Received: {size!r}")
+        check_whole("mark_size", self.mark_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,14 +114,19 @@ class VariableRateJump(_Jump):
 
 
 def _check_rate(name, value):
-    if callable(value) or values.is_tensor(value):
+    if callable(value):
         return
-    try:
-        number = np.asarray(value, float)
-    except (TypeError, ValueError) as error:
+    if values.is_tensor(value):
+        kind = tf.as_dtype(value.dtype).as_numpy_dtype
+        # What a variable or a tensor of a graph holds is seen when jumps happen.
+        number = values.known(value) if isinstance(value, tf.Tensor) else None
+        number = np.zeros((), kind) if number is None else number
+    else:
+        number = np.asarray(value)
+    if number.dtype.kind not in "iuf":
         raise TypeError(
             f"`{name}` must be a number or a function {name}(t, y, p). Received: {value!r}"
-        ) from error
+        )
     if not (np.all(np.isfinite(number)) and np.all(number >= 0.0)):
         raise ValueError(f"`{name}` must not be negative or NaN. Received: {value!r}")
 
@@ -134,7 +138,7 @@ class JumpProblem:
     A solution of it has the field `log_likelihood`, of the shape `(num_times, *batch)` without the
     first axis where there are no save times: the log-likelihood of the jumps so far. `expectation`
     makes of it gradients of means with respect to rates. The gradient of `sol.y` alone takes the
-    times of the jumps as constants.
+    times of the jumps as constants; one with respect to what only rates read is refused.
 
     Args:
         problem: an `ODEProblem` or `SDEProblem`.
@@ -234,7 +238,12 @@ def _function(rate):
     """A rate as a function."""
     if callable(rate):
         return rate
-    return lambda t, y, p: tf.cast(rate, t.dtype) + tf.zeros_like(t)
+    return lambda t, y, p: tf.cast(rate, t.dtype)
+
+
+def _at(rate, t, y, p, name="rate"):
+    """A rate where a trajectory is, of the shape of `t`."""
+    return values.per_trajectory(rate(t, y, p), t, f"{name}(t, y, p)")
 
 
 def _start(problem, batch_ndims, free):
@@ -253,7 +262,7 @@ def _drift(f, rates, free):
 
     def larger(t, y, p):
         state = y[0]
-        found = [rate(t, state, p) + tf.zeros_like(t) for rate in rates]
+        found = [_at(rate, t, state, p) for rate in rates]
         # Nothing else would notice that one without a bound is negative.
         nan = tf.constant(float("nan"), t.dtype)
         for k in free:
@@ -285,7 +294,7 @@ def _happening(jump, rate, number, clock):
 
     def after(t, y, p, *mark):
         state, likelihood, clocks = y
-        now = rate(t, state, p) + tf.zeros_like(t)
+        now = _at(rate, t, state, p)
         clocks = list(clocks)
         if clock is not None:
             clocks[clock] = tf.zeros_like(clocks[clock])
@@ -294,8 +303,8 @@ def _happening(jump, rate, number, clock):
     def marked(t, y, u, p):
         return after(t, y, p, sampler(u, t, y[0], p))
 
-    def of_state(function):
-        return lambda t, y, p: function(t, y[0], p) + tf.zeros_like(t)
+    def of_state(function, name):
+        return lambda t, y, p: _at(function, t, y[0], p, name)
 
     affect = marked if uniforms else after
     common: dict = {"uniforms": uniforms, "recorded": False}
@@ -304,8 +313,8 @@ def _happening(jump, rate, number, clock):
             ROOT, affect, lambda t, y, p: y[2][clock], direction=1, held=True, waits=True, **common
         )
     bound = getattr(jump, "bound", None)
-    bound = None if bound is None else of_state(_function(bound))
-    return Happening(RATE, affect, rate=of_state(rate), bound=bound, **common)
+    bound = None if bound is None else of_state(_function(bound), "bound")
+    return Happening(RATE, affect, rate=of_state(rate, "rate"), bound=bound, **common)
 
 
 def expectation(values: TensorLike, log_likelihood: TensorLike) -> tf.Tensor:
@@ -329,6 +338,7 @@ def expectation(values: TensorLike, log_likelihood: TensorLike) -> tf.Tensor:
         The mean, `values` without the axis of the trajectories.
 
     Raises:
+        TypeError: for anything but tensors of one floating dtype.
         ValueError: if the shapes do not fit.
 
     Example:
@@ -346,9 +356,16 @@ def expectation(values: TensorLike, log_likelihood: TensorLike) -> tf.Tensor:
     >>> abs(float(tape.gradient(mean, rate)) - 2.0) < 0.3
     True
     """
-    values, log_likelihood = tf.convert_to_tensor(values), tf.convert_to_tensor(log_likelihood)
+    values = _floating("values", values)
+    log_likelihood = _floating("log_likelihood", log_likelihood)
+    if values.dtype != log_likelihood.dtype:
+        raise TypeError(
+            "`values` and `log_likelihood` must have one dtype; cast them to the same. "
+            f"Received: {values.dtype.name} and {log_likelihood.dtype.name}"
+        )
     rank = log_likelihood.shape.rank
-    if rank < 1 or values.shape.rank < rank:
+    fits = rank and values.shape[:rank].is_compatible_with(log_likelihood.shape)
+    if not fits or values.shape.rank is None:
         raise ValueError(
             "`values` must begin with the axes of `log_likelihood`, the trajectories last among "
             f"them. Received shapes: {values.shape} and {log_likelihood.shape}"
@@ -360,3 +377,16 @@ def expectation(values: TensorLike, log_likelihood: TensorLike) -> tf.Tensor:
     others = (tf.reduce_sum(values, axis, keepdims=True) - values) / tf.maximum(n - 1.0, 1.0)
     weight = tf.stop_gradient(values - others)
     return tf.reduce_mean(values + weight * (score - tf.stop_gradient(score)), axis)
+
+
+def _floating(name, value):
+    """A tensor of real numbers."""
+    try:
+        tensor = tf.convert_to_tensor(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"`{name}` must be a tensor of real numbers. Received: {value!r}"
+        ) from error
+    if not tensor.dtype.is_floating:
+        raise TypeError(f"`{name}` must be a tensor of real numbers. Received: {tensor.dtype.name}")
+    return tensor

@@ -7,7 +7,6 @@ fit the field to slopes of the smoothed data.
 """
 
 import math
-import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias, Unpack
 
@@ -16,9 +15,18 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from keras_neuralde import values
+from keras_neuralde.checks import (
+    check_array,
+    check_choice,
+    check_flag,
+    check_function,
+    check_keywords,
+    check_positive,
+    check_whole,
+)
 from keras_neuralde.options import SolveOptions, SolverLike
 from keras_neuralde.problems import ODEProblem
-from keras_neuralde.solve import solve
+from keras_neuralde.solve import SOLVE_KEYWORDS, solve
 from keras_neuralde.typing import TensorLike
 
 
@@ -63,7 +71,7 @@ def growing_horizons(
     True
     """
     times, data = _series(times, data)
-    horizons = np.atleast_1d(np.asarray(horizons, dtype=float))
+    horizons = np.atleast_1d(check_array("horizons", horizons).astype(float))
     if horizons.ndim != 1 or horizons.size == 0 or not np.all(np.diff(horizons) > 0):
         raise ValueError(f"`horizons` must be increasing times. Received: {horizons.tolist()}")
     if not times[1] <= horizons[0] or not np.isfinite(horizons[-1]):
@@ -109,6 +117,7 @@ def shooting_groups(count: int, group_size: int) -> list[tuple[int, int]]:
     >>> shooting_groups(10, 5)
     [(0, 4), (4, 8), (8, 9)]
     """
+    check_whole("count", count, 2)
     whole = isinstance(group_size, (int, np.integer)) and not isinstance(group_size, bool)
     if not whole or not 2 <= group_size <= count:
         raise ValueError(
@@ -180,17 +189,30 @@ def multiple_shooting(
     _check_problem(problem)
     times, data = _series(times, data)
     _refuse(keywords)
+    check_keywords("multiple_shooting", keywords, SOLVE_KEYWORDS)
+    check_flag("vectorized", vectorized)
+    if loss is not None:
+        check_function("loss", loss, "loss(data, prediction)")
+    continuity = values.as_float(continuity, tf.as_dtype(data.dtype), "continuity")
+    if continuity.shape.rank != 0:
+        raise ValueError(f"`continuity` must be a number. Received shape: {continuity.shape}")
+    weight = values.known(continuity)
+    if weight is not None and not 0.0 <= weight < np.inf:
+        raise ValueError(f"`continuity` must be finite and not negative. Received: {weight}")
     groups = shooting_groups(len(times), group_size)
     first, last = (np.array(ends) for ends in zip(*groups, strict=True))
     index = first[:, None] + np.arange(group_size)
     present = index <= last[:, None]
     inside = np.minimum(index, len(times) - 1)
-    begin = tf.cast(tf.convert_to_tensor(data[first] if starts is None else starts), data.dtype)
-    if begin.shape != data[first].shape:
-        raise ValueError(
-            f"`starts` must have the shape {data[first].shape}: one state for each of the "
-            f"{len(groups)} groups. Received shape: {begin.shape}"
-        )
+    if starts is None:
+        begin = tf.constant(data[first])
+    else:
+        begin = values.as_float(starts, tf.as_dtype(data.dtype), "starts")
+        if begin.shape != data[first].shape:
+            raise ValueError(
+                f"`starts` must have the shape {data[first].shape}: one state for each of the "
+                f"{len(groups)} groups. Received shape: {begin.shape}"
+            )
     field = problem.f if vectorized else _over_rows(problem.f)
     pieces = ODEProblem(field, begin, (times[first], times[last]), problem.p)
     saveat = np.where(present, times[inside], np.nan)
@@ -288,16 +310,15 @@ def collocate(
     (True, True)
     """
     times, data = _series(times, data)
-    if kernel not in KERNELS:
-        raise ValueError(f"`kernel` must be one of {sorted(KERNELS)}. Received: {kernel!r}")
+    check_choice("kernel", kernel, sorted(KERNELS))
     n = len(times)
     t = times.astype(float)
     if bandwidth is None:
         bandwidth = n ** (-1 / 5) * n ** (-3 / 35) * math.log(n) ** (-1 / 16) * (t[-1] - t[0])
-    number = isinstance(bandwidth, numbers.Real) or getattr(bandwidth, "shape", None) == ()
-    if not number or not np.isfinite(bandwidth) or not bandwidth > 0:
-        raise ValueError(f"`bandwidth` must be a positive number. Received: {bandwidth!r}")
-    targets = t if at is None else np.atleast_1d(np.asarray(at, dtype=float))
+    bandwidth = check_positive("bandwidth", bandwidth)
+    targets = t if at is None else np.atleast_1d(check_array("at", at).astype(float))
+    if targets.ndim != 1 or not np.all(np.isfinite(targets)):
+        raise ValueError(f"`at` must be finite times, a number or a 1-D array. Received: {at!r}")
     x = (t - targets[:, None]) / bandwidth
     weights = KERNELS[kernel](x)
     seen = (np.abs(weights) > 1e-12 * np.abs(weights).max(initial=0.0)).sum(axis=1)
@@ -361,8 +382,9 @@ def collocation_loss(
     True
     """
     _check_problem(problem)
-    times, y = _series(times, y)
-    dy = np.asarray(dy)
+    check_flag("vectorized", vectorized)
+    times, y = _series(times, y, "y")
+    dy = check_array("dy", dy)
     if dy.shape != y.shape:
         raise ValueError(f"`dy` must have the shape of `y`, {y.shape}. Received shape: {dy.shape}")
     p = values.as_nest(problem.p)
@@ -402,18 +424,16 @@ def _refuse(keywords):
         raise ValueError(f"`multiple_shooting` sets these keywords itself. Received: {fixed}")
 
 
-def _series(times: Any, data: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Times and data as arrays of one floating type."""
+def _series(times: Any, data: Any, name: str = "data") -> tuple[np.ndarray, np.ndarray]:
+    """Times and data as arrays of one floating type; `name` is what the caller calls the data."""
     symbolic = [x for x in (times, data) if tf.is_tensor(x) and tf.get_static_value(x) is None]
     if symbolic:
         raise ValueError(
             "the series must be known when the loss is built: close over arrays instead of passing "
             f"them as batches. Received: {symbolic[0]}"
         )
-    data = np.asarray(data)
-    if data.dtype.kind != "f":
-        data = data.astype(float)
-    times = np.asarray(times, dtype=data.dtype)
+    data = check_array(name, data)
+    times = check_array("times", times).astype(data.dtype)
     if times.ndim != 1 or len(times) < 2:
         raise ValueError(
             f"`times` must be a 1-D array of two or more. Received shape: {times.shape}"
@@ -422,9 +442,9 @@ def _series(times: Any, data: Any) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"`times` must be finite and increasing. Received: {times}")
     if data.ndim < 1 or len(data) != len(times):
         raise ValueError(
-            f"`data` must hold one state for each of the {len(times)} times. "
+            f"`{name}` must hold one state for each of the {len(times)} times. "
             f"Received shape: {data.shape}"
         )
     if not np.all(np.isfinite(data)):
-        raise ValueError("`data` must be finite. Received: NaN or infinite entries")
+        raise ValueError(f"`{name}` must be finite. Received: NaN or infinite entries")
     return times, data

@@ -12,8 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_neuralde.bounds import make_box
+from keras_neuralde.checks import check_flag, check_function, check_whole
 from keras_neuralde.minimize_result import MinimizeResult, MinimizeStatus
-from keras_neuralde.optimizers.closure import ClosureOptimizer
+from keras_neuralde.optimizers.closure import ClosureOptimizer, named_optimizer
 from keras_neuralde.optimizers.line_search import Progress
 from keras_neuralde.optimizers.quasi_newton import QuasiNewton
 from keras_neuralde.parameters import Parameters
@@ -96,15 +97,17 @@ def minimize(
     >>> bool(abs(result.minimizer[0] - 1.0) < 1e-6)
     True
     """
+    check_flag("freeze_steps", freeze_steps)
     stages = _stages(optimizer, max_iters, batches, freeze_steps)
     for name, value in (("max_iters", max_iters), ("max_evaluations", max_evaluations)):
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"`{name}` must be an integer of at least 1. Received: {value!r}")
-    if not isinstance(restarts, int) or restarts < 0:
-        raise ValueError(f"`restarts` must be an integer of at least 0. Received: {restarts!r}")
-    for name, function in (("loss", loss), ("callback", callback)):
-        if not callable(function) and (name == "loss" or function is not None):
-            raise TypeError(f"`{name}` must be a function. Received: {function!r}")
+        if value is not None:
+            check_whole(name, value)
+    check_whole("restarts", restarts, 0)
+    for name, value in (("progress", progress), ("jit_compile", jit_compile)):
+        check_flag(name, value)
+    check_function("loss", loss, "loss(p), or loss(p, *batch) with `batches`")
+    if callback is not None:
+        check_function("callback", callback, "callback(p, loss, *extras)")
     if batches is not None and not hasattr(batches, "__iter__"):
         raise TypeError(f"`batches` must be an iterable of tuples of arrays. Received: {batches!r}")
     if isinstance(batches, Sized) and len(batches) == 0:
@@ -141,11 +144,7 @@ def _stages(optimizer, max_iters, batches, freeze_steps):
                 f"a stage must be a pair (optimizer, iterations or None). Received: {stage!r}"
             )
         method, steps = stage
-        if not isinstance(method, (str, keras.optimizers.Optimizer)):
-            raise TypeError(
-                f"an optimizer must be a Keras optimizer or its name. Received: {method!r}"
-            )
-        method = keras.optimizers.get(method)
+        method = named_optimizer("optimizer", method)
         if method.built:
             # One that has worked before holds the memory of other parameters.
             method = type(method).from_config(method.get_config())
@@ -156,8 +155,8 @@ def _stages(optimizer, max_iters, batches, freeze_steps):
                 "stages are a list here, not a Chain: [(Adam(0.05), 300), (BFGS(), None)]. "
                 f"Received: {method!r}"
             )
-        if steps is not None and (not isinstance(steps, int) or steps < 0):
-            raise ValueError(f"a stage's iterations must be a whole number. Received: {steps!r}")
+        if steps is not None:
+            check_whole("iterations", steps, 0)
         unlimited = steps is None and max_iters is None and batches is None
         if unlimited and not isinstance(method, ClosureOptimizer):
             raise ValueError(

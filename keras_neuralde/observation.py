@@ -36,9 +36,15 @@ def observe():
         _local.seen = before
 
 
+def watched():
+    """Whether somebody watches; in a graph the numbers of a solution are not known."""
+    return _local.seen is not None and tf.executing_eagerly()
+
+
 def tell(solution):
-    """Notes a solution and says whether somebody watches; in a graph its numbers are not known."""
-    if _local.seen is None or not tf.executing_eagerly():
+    """Notes a solution and says whether somebody watches."""
+    seen = _local.seen
+    if seen is None or not watched():
         return False
-    _local.seen.append((tf.get_current_name_scope(), solution))
+    seen.append((tf.get_current_name_scope(), solution))
     return True

@@ -34,7 +34,10 @@ class Parameters:
         else:
             self.structure, leaves, self.names = _tensors(given)
         if not leaves:
-            raise ValueError(f"there are no parameters to train. Received: {given!r}")
+            raise ValueError(
+                "there are no parameters to train: `params`, or the model, must hold some. "
+                f"Received: {given!r}"
+            )
         self.shapes = [tuple(leaf.shape) for leaf in leaves]
         self.sizes = [math.prod(shape) for shape in self.shapes]
         self.dtype = _one_dtype(leaves, self.names)
@@ -96,17 +99,17 @@ def _variables(given):
 
 def _tensors(given):
     if given is None:
-        raise ValueError("there are no parameters to train. Received: None")
+        raise ValueError(
+            "there are no parameters to train: `params` must hold some. Received: None"
+        )
     nest = values.as_nest(given)
     try:
         dtype = values.common_dtype(nest, None)
     except TypeError as error:
         found = [getattr(leaf, "dtype", type(leaf).__name__) for leaf in tf.nest.flatten(nest)]
         listed = [getattr(dtype, "name", str(dtype)) for dtype in found]
-        raise TypeError(
-            f"all parameters must have one floating dtype. Received: {listed}"
-        ) from error
-    leaves = [values.to_tensor(leaf, dtype) for leaf in tf.nest.flatten(nest)]
+        raise TypeError(f"`params` must have one floating dtype. Received: {listed}") from error
+    leaves = [values.to_tensor(leaf, dtype, "`params`") for leaf in tf.nest.flatten(nest)]
     if isinstance(nest, np.ndarray) or not tf.nest.is_nested(nest):
         return nest, leaves, ["p"]
     names = ["p" + keyed for keyed in _paths(nest)]

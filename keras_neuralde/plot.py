@@ -7,6 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from keras_neuralde import values
+from keras_neuralde.checks import check_array, check_labels
 from keras_neuralde.solution import Solution
 from keras_neuralde.summary import Summary
 from keras_neuralde.typing import Axes, Figure, Nest
@@ -33,8 +35,11 @@ def solution(
         The axes.
 
     Raises:
+        TypeError: for something that is no solution.
         ValueError: for a solution without a time axis.
     """
+    if not isinstance(sol, Solution):
+        raise TypeError(f"`sol` must be a Solution. Received: {sol!r} of type {type(sol).__name__}")
     t = np.asarray(sol.t)
     if t.ndim != 1:
         raise ValueError(
@@ -43,7 +48,7 @@ def solution(
         )
     batch = len(sol.status.shape)
     ax = _axes(ax)
-    y = _components(sol.y, 1 + batch)
+    y = _components(sol.y, 1 + batch, "sol")
     for k, name in enumerate(_names(labels, y.shape[-1])):
         lines = y[..., k].reshape(len(t), -1)
         ax.plot(t, lines, color=COLORS[k % len(COLORS)], label=[name] + [None] * (len(lines.T) - 1))
@@ -68,20 +73,28 @@ def summary(
         The axes.
 
     Raises:
+        TypeError: for something that is no summary.
         ValueError: for a summary without a time axis.
     """
+    if not hasattr(statistics, "quantiles") or not hasattr(statistics, "levels"):
+        raise TypeError(
+            "`statistics` must be a Summary, as sol.summary() of an ensemble returns it. "
+            f"Received: {statistics!r}"
+        )
     t = np.asarray(statistics.t)
     if t.ndim != 1:
         raise ValueError("a plot needs save times: solve with saveat=[...]. Received: none")
     ax = _axes(ax)
-    mean = _components(statistics.mean, 1)
+    mean = _components(statistics.mean, 1, "statistics")
     levels = statistics.levels
     for k, name in enumerate(_names(labels, mean.shape[-1])):
         color = COLORS[k % len(COLORS)]
         ax.plot(t, mean[:, k], color=color, label=f"{name}, mean")
         if len(levels) >= 2:
             low, high = np.argmin(levels), np.argmax(levels)
-            below, above = (_components(statistics.quantiles[i], 1)[:, k] for i in (low, high))
+            below, above = (
+                _components(statistics.quantiles[i], 1, "statistics")[:, k] for i in (low, high)
+            )
             label = f"{name}, {levels[low]:.0%} to {levels[high]:.0%}"
             ax.fill_between(t, below, above, color=color, alpha=0.2, linewidth=0, label=label)
     return _finish(ax, t, data)
@@ -109,8 +122,8 @@ def prediction(
     Raises:
         ValueError: if the shapes do not fit together.
     """
-    t, lines = np.asarray(t), _components(y, 1)
-    points = None if data is None else _components(data, 1)
+    t, lines = check_array("t", t), _components(y, 1, "y")
+    points = None if data is None else _components(data, 1, "data")
     if t.shape != lines.shape[:1] or (points is not None and points.shape != lines.shape):
         raise ValueError(
             "`t`, `y` and `data` must have one entry for each time, and `y` and `data` the same "
@@ -144,18 +157,19 @@ def loss(history: Any, ax: Axes | None = None, stages: Sequence[int] = ()) -> Ax
     curves = {"loss": record}
     if isinstance(record, dict):
         curves = {name: record[name] for name in ("loss", "val_loss") if name in record}
-    curves = {name: np.asarray(values, float) for name, values in curves.items()}
-    if not curves or any(values.ndim != 1 or not values.size for values in curves.values()):
+    curves = {name: check_array("history", losses) for name, losses in curves.items()}
+    marks = np.ravel(check_array("stages", stages))
+    if not curves or any(losses.ndim != 1 or not losses.size for losses in curves.values()):
         raise ValueError(
             "`history` must hold losses: what `fit` or `minimize` returned, or a list of numbers. "
             f"Received: {history!r}"
         )
     ax = _axes(ax)
-    for color, (name, values) in zip(COLORS, curves.items(), strict=False):
-        ax.plot(np.arange(1, len(values) + 1), values, color=color, label=name)
-    if all(np.all(values > 0) for values in curves.values()):
+    for color, (name, losses) in zip(COLORS, curves.items(), strict=False):
+        ax.plot(np.arange(1, len(losses) + 1), losses, color=color, label=name)
+    if all(np.all(losses > 0) for losses in curves.values()):
         ax.set_yscale("log")
-    for stage in stages:
+    for stage in marks:
         ax.axvline(stage, color="gray", ls=":", lw=1)
     ax.set(xlabel="iteration", ylabel="loss")
     if len(curves) > 1:
@@ -183,17 +197,27 @@ def _pyplot():
 
 
 def _axes(ax):
-    return _pyplot().subplots(layout="constrained")[1] if ax is None else ax
+    if ax is None:
+        return _pyplot().subplots(layout="constrained")[1]
+    if not hasattr(ax, "plot") or not hasattr(ax, "set_xlabel"):
+        raise TypeError(f"`ax` must be Matplotlib axes. Received: {ax!r}")
+    return ax
 
 
-def _components(nest, leading):
+def _components(nest, leading, name):
     """All components of all leaves along a last axis."""
-    leaves = [np.asarray(leaf) for leaf in tf.nest.flatten(nest)]
+    leaves = [nest] if values.is_number_tree(nest) else tf.nest.flatten(nest)
+    leaves = [check_array(name, leaf) for leaf in leaves]
+    if any(leaf.ndim < leading for leaf in leaves):
+        shapes = [leaf.shape for leaf in leaves]
+        raise ValueError(f"`{name}` must have an axis of times. Received shapes: {shapes}")
     return np.concatenate([leaf.reshape(*leaf.shape[:leading], -1) for leaf in leaves], axis=-1)
 
 
 def _names(labels, count):
-    names = [f"y[{k}]" for k in range(count)] if labels is None else list(labels)
+    if labels is None:
+        return [f"y[{k}]" for k in range(count)]
+    names = check_labels("labels", labels)
     if len(names) != count:
         raise ValueError(f"`labels` must name {count} components. Received: {names}")
     return names
@@ -201,7 +225,7 @@ def _names(labels, count):
 
 def _finish(ax, t, data):
     if data is not None:
-        points = _components(data, 1)
+        points = _components(data, 1, "data")
         if len(points) != len(t):
             raise ValueError(
                 f"`data` must hold a state for each of the {len(t)} times of the plot. "

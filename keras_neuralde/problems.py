@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal, Self, TypeAlias
 
-import numpy as np
 import numpy.typing as npt
 
+from keras_neuralde.checks import check_choice, check_function, check_whole
 from keras_neuralde.typing import DelayField, Field, History, Nest, TensorLike, TimeSpan
 
 
@@ -15,10 +15,9 @@ class _Problem:
     """What all problem records can do."""
 
     def _check(self, f, t_span, name="f"):
-        if not callable(f):
-            raise TypeError(f"`{name}` must be a function {name}(t, y, p). Received: {f!r}")
+        check_function(name, f, f"{name}(t, y, p)")
         shape = getattr(t_span, "shape", None)
-        size = len(t_span) if shape is None and hasattr(t_span, "__len__") else None
+        size = len(t_span) if isinstance(t_span, (list, tuple)) else None
         if shape is not None and len(shape) > 0:
             size = shape[0]
         if size != 2:
@@ -39,7 +38,7 @@ class _Problem:
         names = [field.name for field in dataclasses.fields(self)]
         unknown = sorted(set(fields) - set(names))
         if unknown:
-            raise TypeError(f"remake() takes the fields {names}. Received: {unknown}")
+            raise TypeError(f"the fields of remake() must be among {names}. Received: {unknown}")
         return dataclasses.replace(self, **fields)
 
     def __repr__(self):
@@ -196,13 +195,9 @@ class DDEProblem(_Problem):
     lags: Sequence[TensorLike | Field]
 
     def __post_init__(self):
-        if not callable(self.f):
-            raise TypeError(f"`f` must be a function f(t, y, h, p). Received: {self.f!r}")
+        check_function("f", self.f, "f(t, y, h, p)")
         self._check(self.f, self.t_span)
-        if not callable(self.history):
-            raise TypeError(
-                f"`history` must be a function history(t, p). Received: {self.history!r}"
-            )
+        check_function("history", self.history, "history(t, p)")
         if not isinstance(self.lags, (list, tuple)) or not self.lags:
             raise ValueError(
                 "`lags` must be a list with at least one lag: a number, a tensor, or a function "
@@ -275,15 +270,9 @@ class SDEProblem(_Problem):
 
     def __post_init__(self):
         self._check(self.f, self.t_span)
-        if not callable(self.g):
-            raise TypeError(f"`g` must be a function g(t, y, p). Received: {self.g!r}")
-        if self.noise not in NOISES:
-            raise ValueError(f"`noise` must be one of {list(NOISES)}. Received: {self.noise!r}")
-        if self.interpretation not in ("ito", "stratonovich"):
-            raise ValueError(
-                "`interpretation` must be 'ito' or 'stratonovich'. "
-                f"Received: {self.interpretation!r}"
-            )
+        check_function("g", self.g, "g(t, y, p)")
+        check_choice("noise", self.noise, NOISES)
+        check_choice("interpretation", self.interpretation, ("ito", "stratonovich"))
         if self.noise_dim is None:
             return
         if self.noise not in ("general", "additive"):
@@ -291,11 +280,7 @@ class SDEProblem(_Problem):
                 f"`noise_dim` belongs to noise='general' and 'additive'; for {self.noise!r} the "
                 f"number of Brownian motions follows from y. Received: {self.noise_dim!r}"
             )
-        whole = isinstance(self.noise_dim, (int, np.integer)) and self.noise_dim >= 1
-        if isinstance(self.noise_dim, bool) or not whole:
-            raise ValueError(
-                f"`noise_dim` must be an integer of at least 1. Received: {self.noise_dim!r}"
-            )
+        check_whole("noise_dim", self.noise_dim)
 
 
 Problem: TypeAlias = ODEProblem | SplitODEProblem | SDEProblem | DDEProblem

@@ -3,11 +3,25 @@
 import dataclasses
 from typing import Any, get_args
 
-import numpy as np
-
 from keras_neuralde import adjoints, controllers, solvers
+from keras_neuralde.checks import check_choice, check_flag, check_whole
 from keras_neuralde.options import Norm, StepControl
 from keras_neuralde.solvers.delegated import warn_about_joint_steps
+
+_NAMES = {"norm": get_args(Norm), "step_control": get_args(StepControl)}
+_LEAST = {"max_steps": 1, "checkpoints": 1, "batch_ndims": 0, "max_record": 1}
+_FLAGS = ("dense", "throw", "progress")
+
+
+def check_each(**choices):
+    """Refuses keywords of `solve` that are wrong whatever the others are; knows a part of them."""
+    for name, value in choices.items():
+        if name in _NAMES:
+            check_choice(name, value, _NAMES[name])
+        elif name in _LEAST:
+            check_whole(name, value, _LEAST[name])
+        elif name in _FLAGS:
+            check_flag(name, value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +47,10 @@ class Settings:
     ):  # fmt: skip
         """Checks the choices and fills in what depends on the solver."""
         solver = solvers.get(solver)
-        _choice("norm", norm, get_args(Norm))
-        _choice("step_control", step_control, get_args(StepControl))
-        _at_least("max_steps", max_steps, 1)
-        _at_least("checkpoints", checkpoints, 1)
-        _at_least("batch_ndims", batch_ndims, 0)
-        _at_least("max_record", max_record, 1)
+        check_each(
+            norm=norm, step_control=step_control, max_steps=max_steps, checkpoints=checkpoints,
+            batch_ndims=batch_ndims, max_record=max_record, dense=dense,
+        )  # fmt: skip
         adjoint = adjoints.get(adjoint)
         joint = step_control == "joint" and batch_ndims > 0
         if solver.delegated:
@@ -109,16 +121,6 @@ def _controller(solver, controller, dt0, steps):
     return controller
 
 
-def _choice(name, value, allowed):
-    if value not in allowed:
-        raise ValueError(f"`{name}` must be one of {list(allowed)}. Received: {value!r}")
-
-
-def _at_least(name, value, least):
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"`{name}` must be an integer of at least {least}. Received: {value!r}")
-
-
 @dataclasses.dataclass(frozen=True)
 class Shape:
     """What the caller's times look like, which decides the shape of the answer."""
@@ -126,3 +128,4 @@ class Shape:
     saves: str  # "none", "scalar", "shared" or "per_sample"
     time_gradient: bool
     on_grid: bool = False  # whether all save points are known to be ends of equal steps
+    forwards: bool = False  # whether time must not run backwards

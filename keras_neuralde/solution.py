@@ -54,7 +54,8 @@ _MESSAGES = {
     ),
     Status.NON_FINITE: (
         "the field or the state became NaN or infinite; check the equation and its parameters at "
-        "the last time, bound the field, or start from another state"
+        "the last time (and the rates of jumps: a negative one without a bound does this), bound "
+        "the field, or start from another state"
     ),
     Status.SINGULAR_MATRIX: (
         "the matrix M - hγJ of the implicit method is singular at the last time, whatever the "
@@ -102,8 +103,9 @@ _MESSAGES = {
     ),
     Status.BAD_TIMES: (
         "the save times (or `steps`) are unsorted, outside t_span or not finite, rtol, atol, dt0 "
-        "or dt_min is negative or NaN, or a constant lag is not positive; sort the times, widen "
-        "t_span, put NaN pads last, and give settings of zero or more"
+        "or dt_min is negative or NaN, a constant lag is not positive, or t_span runs backwards in "
+        "a JumpProblem; sort the times, widen t_span, put NaN pads last, give settings of zero or "
+        "more, and let jumps run forwards"
     ),
     Status.RECORD_FULL: (
         "needed more attempted steps than the record holds; raise max_record or loosen rtol/atol"
@@ -123,7 +125,10 @@ class Stats:
         num_steps: attempted steps.
         num_accepted: accepted steps.
         num_rejected: rejected steps.
-        num_f: evaluations of the field; of a `SplitODEProblem`, of its implicit part.
+        num_f: evaluations of the field; of a `SplitODEProblem`, of its implicit part. Steps that
+            are only taken once more to interpolate a save point do not count.
+        num_jac: evaluations of the Jacobian, or linearisations in its place, by implicit methods;
+            of `solver="auto"`, those of accepted steps.
         num_implicit: accepted steps of an implicit method.
         num_switches: how often `solver="auto"` changed between its explicit and implicit method.
     """
@@ -132,6 +137,7 @@ class Stats:
     num_accepted: tf.Tensor
     num_rejected: tf.Tensor
     num_f: tf.Tensor
+    num_jac: tf.Tensor
     num_implicit: tf.Tensor
     num_switches: tf.Tensor
 
@@ -187,6 +193,8 @@ class Solution:
     log_likelihood: tf.Tensor | None = None
     _find_steps: Any = dataclasses.field(default=None, repr=False)
     _dense: Any = dataclasses.field(default=None, repr=False)
+    # The loop's control block, which says where a trajectory stopped.
+    _control: Any = dataclasses.field(default=None, repr=False)
 
     def __call__(self, t: TensorLike) -> Nest:
         """The state at `t`; see `keras_neuralde.interpolation.DenseOutput`."""

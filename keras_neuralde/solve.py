@@ -34,8 +34,8 @@ from keras_neuralde.options import (
 )
 from keras_neuralde.problems import Problem, SDEProblem
 from keras_neuralde.programs import as_written
-from keras_neuralde.refusals import refuse_gradients
-from keras_neuralde.settings import Settings
+from keras_neuralde.refusals import refuse_alone, refuse_gradients
+from keras_neuralde.settings import Settings, check_each
 from keras_neuralde.solution import Solution, SolveError, Stats, Status, describe
 from keras_neuralde.typing import TensorLike
 
@@ -132,6 +132,7 @@ def solve(
     >>> abs(float(sol(0.25)) - 0.6065307) < 1e-4
     True
     """
+    check_each(batch_ndims=batch_ndims, throw=throw, progress=progress)
     events = as_events(events)
     happenings = [Happening.of(event) for event in events]
     jumping = False
@@ -195,10 +196,10 @@ def solve(
         frozen.take(find_steps())
     solution = _assemble(settings, layout, outputs, shape, find_steps)
     if jumping:
-        solution = _without_clocks(solution, events)
+        solution = _without_clocks(solution, events, outputs.get("law", ()))
     observed = observation.tell(solution)
     if throw and not observed and tf.executing_eagerly():
-        _raise_on_failure(outputs["control"].numpy())
+        raise_on_failure(outputs["control"].numpy())
     return solution
 
 
@@ -259,6 +260,7 @@ def _assemble(settings, layout, outputs, shape, find_steps):
         accepted,
         rejected,
         outputs["num_f"],
+        _jacobians(settings.solver, control),
         *_methods_taken(settings.solver, control),
     )
     stats = Stats(*(per_batch(count) for count in counts))
@@ -278,16 +280,35 @@ def _assemble(settings, layout, outputs, shape, find_steps):
     hybrid = "event_times" in outputs
     steps = None if settings.solver.delegated or hybrid else find_steps
     status = per_batch(tf.cast(control[STATUS], tf.int32))
-    solution = Solution(t, y, stats, status, _find_steps=steps, _dense=output)
+    solution = Solution(t, y, stats, status, _find_steps=steps, _dense=output, _control=control)
     return _with_events(solution, outputs, per_batch, len(dims)) if hybrid else solution
 
 
-def _without_clocks(solution, events):
-    """The solution of a jump problem, from that of the larger problem."""
+_ALONE = (
+    "the solution alone has no gradient with respect to what only the rates of jumps read: its "
+    "jumps stay where they are. Differentiate `keras_neuralde.expectation(values, "
+    "sol.log_likelihood)`, which knows how the law of the jumps changes, or tf.stop_gradient what "
+    "the rates read."
+)
+
+
+def _without_clocks(solution, events, law):
+    """The solution of a jump problem, from that of the larger problem.
+
+    Args:
+        solution: that one.
+        events: the user's events.
+        law: the tensors that only rates read.
+    """
     state, log_likelihood, _ = solution.y
-    solution = dataclasses.replace(solution, y=state, log_likelihood=log_likelihood)
+    alone = {"y": state}
     if events:
-        return dataclasses.replace(solution, event_states=solution.event_states[0])
+        alone |= {"event_times": solution.event_times, "event_states": solution.event_states[0]}
+    if law:
+        alone, log_likelihood = refuse_alone(alone, log_likelihood, law, _ALONE)
+    solution = dataclasses.replace(solution, log_likelihood=log_likelihood, **alone)
+    if events:
+        return solution
     nothing = dict.fromkeys(("event_times", "event_states", "event_index", "num_events"))
     return dataclasses.replace(solution, **nothing)
 
@@ -318,7 +339,26 @@ def _methods_taken(solver, control):
     return tf.cast(control[-3], tf.int32), tf.cast(control[-2], tf.int32)
 
 
-def _raise_on_failure(control):
+def _jacobians(solver, control):
+    """How often the Jacobian was evaluated."""
+    if solver.counts_jacobians:
+        return tf.cast(control[-2], tf.int32)
+    if solver.switches:
+        return _methods_taken(solver, control)[0]
+    steps = tf.cast(control[ACCEPTED] + control[REJECTED], tf.int32)
+    return steps if solver.implicit else tf.zeros_like(steps)
+
+
+def raise_on_failure(control, number=0):
+    """Raises where trajectories failed.
+
+    Args:
+        control: the control block, `(lines, rows)`.
+        number: the number of the first trajectory in it.
+
+    Raises:
+        SolveError: with what their statuses say, and where the first of them stopped.
+    """
     codes = control[STATUS].astype(int)
     failed = np.flatnonzero(codes)
     if failed.size == 0:
@@ -326,7 +366,8 @@ def _raise_on_failure(control):
     first = failed[0]
     where = f"t={control[T, first]:.6g} with a step of {control[H, first]:.3g}"
     raise SolveError(
-        f"the solve failed: {'; '.join(describe(codes))}. Trajectory {first} stopped at {where}. "
+        f"the solve failed: {'; '.join(describe(codes))}. Trajectory {number + first} stopped at "
+        f"{where}. "
         "Pass throw=False to get the solution with its status instead."
     )
 

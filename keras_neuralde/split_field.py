@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from keras_neuralde.fields import Field
+from keras_neuralde.two_part_field import TwoPartField, once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +22,11 @@ class LiftedSplit:
     @property
     def captures(self):
         """Tensors that either function closes over, each once."""
-        return _once([*self.explicit.captures, *self.implicit.captures])
+        return once([*self.explicit.captures, *self.implicit.captures])
 
 
-class SplitField:
-    """What `Field` is to an equation of one part.
+class SplitField(TwoPartField):
+    """The field of a split equation.
 
     Args:
         lifted: a `LiftedSplit`.
@@ -39,24 +40,7 @@ class SplitField:
         common = layout, batch_dims, p_leaves
         self.explicit_part = Field(lifted.explicit, *common)
         self.implicit_part = Field(lifted.implicit, *common, implicit=implicit)
-        self._captures = list(lifted.captures)
-        parameters = len(self.explicit_part.theta) - len(self.explicit_part.captures)
-        self._parameters = self.explicit_part.theta[:parameters]
-
-    @property
-    def variables(self):
-        """Variables that either part reads by itself."""
-        return _once([*self.explicit_part.variables, *self.implicit_part.variables])
-
-    @property
-    def captures(self):
-        """Tensors that either part closes over: the last entries of `theta`."""
-        return list(self._captures)
-
-    @property
-    def theta(self):
-        """The differentiable tensors: floating parameters, then captured tensors."""
-        return [*self._parameters, *self._captures]
+        super().__init__((self.explicit_part, self.implicit_part), lifted.captures)
 
     def __call__(self, t, y, theta):
         """The sum of both parts."""
@@ -78,8 +62,3 @@ class BoundSplitField:
     def __call__(self, t, y):
         """The sum of both parts."""
         return self.explicit_part(t, y) + self.implicit_part(t, y)
-
-
-def _once(items):
-    """The items without repetitions, told apart by identity."""
-    return list({id(item): item for item in items}.values())

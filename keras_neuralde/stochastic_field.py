@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras_neuralde import captures
 from keras_neuralde.fields import Field
 from keras_neuralde.problems import NOISES
+from keras_neuralde.two_part_field import TwoPartField, once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +105,7 @@ class LiftedEquation:
     @property
     def captures(self):
         """Tensors that either function closes over, each once."""
-        return _once([*self.drift.captures, *self.diffusion.captures])
+        return once([*self.drift.captures, *self.diffusion.captures])
 
     def components(self, layout):
         """How many Brownian motions drive a trajectory."""
@@ -139,8 +140,8 @@ class DiffusionField(Field):
         return parts[0] if len(parts) == 1 else tf.concat(parts, axis=1)
 
 
-class StochasticField:
-    """What `Field` is to an ordinary equation.
+class StochasticField(TwoPartField):
+    """The field of a stochastic equation.
 
     Args:
         equation: a `LiftedEquation`.
@@ -155,29 +156,12 @@ class StochasticField:
         self.drift = Field(equation.drift, *common)
         self.diffusion = DiffusionField(equation.columns, equation.diffusion, *common)
         self.path = path
-        self._captures = list(equation.captures)
-        parameters = len(self.drift.theta) - len(self.drift.captures)
-        self._parameters = self.drift.theta[:parameters]
+        super().__init__((self.drift, self.diffusion), equation.captures)
 
     def also_reads(self, functions):
         """See `Field.also_reads`."""
         self.drift.also_reads(functions)
-        self._captures = _once([*self._captures, *self.drift.captures])
-
-    @property
-    def variables(self):
-        """Variables that drift or diffusion read by themselves."""
-        return _once([*self.drift.variables, *self.diffusion.variables])
-
-    @property
-    def captures(self):
-        """Tensors that drift or diffusion close over: the last entries of `theta`."""
-        return list(self._captures)
-
-    @property
-    def theta(self):
-        """The differentiable tensors: floating parameters, then captured tensors."""
-        return [*self._parameters, *self._captures]
+        self._captures = once([*self._captures, *self.drift.captures])
 
     def __call__(self, t, y, theta):
         """The drift."""
@@ -220,8 +204,3 @@ class BoundEquation:
     def noise(self, t, t_next):
         """The `Increment` of the trajectories' Brownian motions from `t` to `t_next`."""
         return self.field.path(t, t_next)
-
-
-def _once(items):
-    """The items without repetitions, told apart by identity."""
-    return list({id(item): item for item in items}.values())

@@ -31,18 +31,21 @@ def as_nest(value):
     return value
 
 
-def _dtype_of(leaf):
+def _dtype_of(leaf, name):
     """The floating dtype a leaf insists on, or `None` for plain numbers and integers."""
     if isinstance(leaf, np.ndarray) and leaf.dtype == object:
         return None
     dtype = getattr(leaf, "dtype", None)
     if dtype is None:
         return None
-    dtype = tf.as_dtype(dtype)
+    try:
+        dtype = tf.as_dtype(dtype)
+    except TypeError as error:
+        raise TypeError(f"`{name}` must be numbers. Received: {leaf!r}") from error
     if dtype.is_complex:
         raise TypeError(
-            "complex states and parameters are not supported: split them into real and imaginary "
-            f"parts. Received: {dtype.name}"
+            f"`{name}` must be real: complex states and parameters are not supported, split them "
+            f"into real and imaginary parts. Received: {dtype.name}"
         )
     return dtype if dtype.is_floating else None
 
@@ -63,7 +66,7 @@ def common_dtype(y0, p):
     found: dict = {}
     for name, nest in (("y0", y0), ("p", p)):
         for leaf in tf.nest.flatten(nest):
-            dtype = _dtype_of(leaf) if leaf is not None else None
+            dtype = _dtype_of(leaf, name) if leaf is not None else None
             if dtype is not None:
                 found.setdefault(dtype, name)
     if len(found) > 1:
@@ -74,23 +77,30 @@ def common_dtype(y0, p):
         )
     dtype = next(iter(found), tf.as_dtype(keras.config.floatx()))
     if dtype not in (tf.float32, tf.float64):
-        raise TypeError(f"states must be float32 or float64. Received: {dtype.name}")
+        raise TypeError(f"`y0` and `p` must be float32 or float64. Received: {dtype.name}")
     return dtype
 
 
-def to_tensor(leaf, dtype):
+def to_tensor(leaf, dtype, name="`y0` and `p`"):
     """A leaf as a tensor: plain numbers take `dtype`, integer tensors stay integers."""
     if isinstance(leaf, np.ndarray) and leaf.dtype == object:
         try:
             return tf.convert_to_tensor(leaf.astype(dtype.as_numpy_dtype))
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"states and parameters must be rectangular arrays of numbers. Received: {leaf}"
+                f"{name} must be rectangular arrays of numbers. Received: {leaf}"
             ) from error
-    tensor = tf.convert_to_tensor(leaf)
-    if not (tensor.dtype.is_floating or tensor.dtype.is_integer or tensor.dtype.is_bool):
-        raise TypeError(f"states and parameters must be numbers. Received: {leaf!r}")
+    try:
+        tensor = tf.convert_to_tensor(leaf)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be numbers. Received: {leaf!r}") from error
+    if not _is_number(tensor.dtype):
+        raise TypeError(f"{name} must be numbers. Received: {leaf!r}")
     return tensor
+
+
+def _is_number(dtype):
+    return dtype.is_floating or dtype.is_integer or dtype.is_bool
 
 
 def as_float(value, dtype, name):
@@ -99,12 +109,60 @@ def as_float(value, dtype, name):
     Raises:
         TypeError: if it is not numeric.
     """
+    cause: Exception | None = None
     try:
-        if is_tensor(value):
-            return tf.cast(tf.convert_to_tensor(value), dtype)
-        return tf.convert_to_tensor(np.asarray(value, dtype=dtype.as_numpy_dtype))
+        given = tf.convert_to_tensor(value) if is_tensor(value) else np.asarray(value)
+        if is_tensor(given) and _is_number(given.dtype):
+            return tf.cast(given, dtype)
+        # NumPy reads numbers out of strings, and drops imaginary parts.
+        if not is_tensor(given) and given.dtype.kind in "fiubOV":
+            return tf.convert_to_tensor(np.asarray(given, dtype=dtype.as_numpy_dtype))
     except (TypeError, ValueError) as error:
-        raise TypeError(f"`{name}` must be numeric. Received: {value!r}") from error
+        cause = error
+    raise TypeError(f"`{name}` must be numeric. Received: {value!r}") from cause
+
+
+def per_trajectory(value, t, name, dtype=None):
+    """What a user's function of a trajectory returned, as one number for each.
+
+    Args:
+        value: what it returned.
+        t: the time that it was given, of the batch shape.
+        name: how errors call the function, such as "rate(t, y, p)".
+        dtype: what it must return; `None` for the dtype of `t`.
+
+    Returns:
+        A tensor of the shape of `t`; a scalar stands for all trajectories.
+
+    Raises:
+        TypeError: for no number, or one of another dtype.
+        ValueError: for nothing, or another shape.
+    """
+    dtype = t.dtype if dtype is None else dtype
+    if value is None:
+        raise ValueError(
+            f"{name} must return a number for each trajectory. Received: None; is a `return` "
+            "missing?"
+        )
+    if not (tf.is_tensor(value) or is_tensor(value)) and tf.nest.is_nested(value):
+        raise TypeError(f"{name} must return a number for each trajectory. Received: {value!r}")
+    try:
+        value = tf.convert_to_tensor(value, dtype_hint=dtype)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name} must return a number for each trajectory. Received: {value!r}"
+        ) from error
+    if value.dtype != dtype:
+        kind = "booleans" if dtype == tf.bool else f"the dtype of `y`, {dtype.name}"
+        raise TypeError(f"{name} must return {kind}. Received: {value.dtype.name}")
+    if value.shape.rank == 0 and t.shape.rank:
+        value = value & (t == t) if dtype == tf.bool else value + tf.zeros_like(t)
+    if not value.shape.is_compatible_with(t.shape):
+        raise ValueError(
+            f"{name} must return a number for each trajectory, of shape {t.shape}. "
+            f"Received shape: {value.shape}"
+        )
+    return value
 
 
 def known(tensor):

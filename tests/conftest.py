@@ -22,4 +22,4 @@ def pytest_collection_modifyitems(items):
 
     if not tf.config.list_physical_devices("GPU"):
         for item in marked:
-            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+            item.add_marker(pytest.mark.skip(reason="needs a GPU: TensorFlow sees none"))

@@ -1,4 +1,4 @@
-"""Installs built files into fresh environments and follows the five-minute start there.
+"""Installs built files into fresh environments and follows the start and the serving page there.
 
     python -m tests.fresh_install dist/*.whl dist/*.tar.gz
 
@@ -15,6 +15,7 @@ import venv
 
 from tests.test_docs import ROOT, blocks
 
+PAGES = ("start", "serving")
 PROLOGUE = """
 import importlib.util, pathlib, keras_neuralde
 assert importlib.util.find_spec("matplotlib") is None, "only what is declared is installed"
@@ -23,9 +24,8 @@ keras_neuralde.show_versions()
 """
 
 
-def follow_the_start(file):
-    """Seconds that the installation and the blocks of the start took."""
-    program = "\n".join([PROLOGUE, *(code for _, code in blocks(ROOT / "docs" / "start.md"))])
+def follow_the_pages(file):
+    """Seconds that the installation and the blocks of the pages took."""
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         venv.create(folder / "env", with_pip=True)
@@ -36,16 +36,19 @@ def follow_the_start(file):
         install = [python, "-m", "pip", "install", "--quiet", str(file)]
         subprocess.run(install, check=True, cwd=folder, env=clean)
         installed = time.perf_counter()
-        (folder / "start.py").write_text(program, encoding="utf-8")
-        subprocess.run([python, "start.py"], check=True, cwd=folder, env=clean)
+        for page in PAGES:
+            codes = [code for _, code in blocks(ROOT / "docs" / f"{page}.md")]
+            script = folder / f"{page}.py"
+            script.write_text("\n".join([PROLOGUE, *codes]), encoding="utf-8")
+            subprocess.run([python, script.name], check=True, cwd=folder, env=clean)
         return installed - begin, time.perf_counter() - installed
 
 
 def main(files):
     """Command line."""
     for file in map(pathlib.Path, files):
-        install, run = follow_the_start(file.resolve())
-        print(f"{file.name}: installed in {install:.0f} s, the start ran in {run:.0f} s")
+        install, run = follow_the_pages(file.resolve())
+        print(f"{file.name}: installed in {install:.0f} s, the pages ran in {run:.0f} s")
 
 
 if __name__ == "__main__":

@@ -60,6 +60,10 @@ def check(record):
     given = next(w for w in workloads.WORKLOADS if w.name == record["name"])
     assert ("scipy" in record["tools"]) == ("scipy" in given.tools)
     for name, tool in record["tools"].items():
+        if name == "keras_neuralde_gpu" and "skipped" in tool:
+            assert tool == {"skipped": "TensorFlow sees no GPU on this machine"}
+            assert "skipped: TensorFlow sees no GPU" in "".join(table.rows(record))
+            continue
         assert tool["error"]["rms"] <= tool["error"]["max"] <= BOUNDS[record["name"]], name
         assert len(tool["call_s"]) == record["rounds"]
         assert record["ratios"][name].keys() == {"call", "fastest"}
@@ -193,7 +197,9 @@ def test_delay_equations_run_and_are_accurate():
     record = delay.main(["--smoke", "--peers", "--rounds", "1"])
     assert record["cases"].keys() == delay.CASES.keys()
     for case in record["cases"].values():
-        assert case["tools"]["keras_neuralde"]["error"] < 1e-6
+        tools = case["tools"]
+        assert tools["keras_neuralde"]["error"] < 1e-6
+        assert tools["keras_neuralde_tighter"]["error"] < 1e-7
 
 
 @pytest.mark.slow

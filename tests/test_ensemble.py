@@ -124,6 +124,20 @@ def test_failed_trajectories_are_left_out():
     np.testing.assert_allclose(summary.mean, [1.0, 1.5], rtol=1e-2)
 
 
+def test_failures_are_counted_without_the_copies_that_fill_a_chunk():
+    problem = nde.ODEProblem(lambda t, y, p: y**2, 0.5, (0.0, 1.0))
+
+    def vary(problem, i, seed):
+        return problem.remake(y0=tf.where(i == 4, 2.0, 0.5))
+
+    def solve(**keywords):
+        return nde.solve_ensemble(problem, 5, vary=vary, batch_size=3, dt_min=1e-4, **keywords)
+
+    with pytest.raises(nde.SolveError, match="1 of 2 trajectories.*Trajectory 4 stopped at t=0.5"):
+        solve()
+    assert solve(throw=False).success.numpy().tolist() == [True] * 4 + [False]
+
+
 def test_mean_and_variance_train_parameters():
     """y = y0 exp(-p t) with y0 = 1, 2, 3: the mean is 2 exp(-p), the variance exp(-2p)."""
 

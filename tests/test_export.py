@@ -122,8 +122,6 @@ KINDS = {
             )
         ),
         ("at_times", "with_seed"),
-        # A jump cuts a step at a time that is rounded, and a path is rough.
-        tolerance=5e-4,
     ),
     "delay": Kind(
         lambda: functional(

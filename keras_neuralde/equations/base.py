@@ -82,6 +82,14 @@ class Lifted:
         """The `Happenings` between steps, or `None`."""
         return None
 
+    def law(self, p):
+        """What decides only when jumps happen: tensors and variables.
+
+        Args:
+            p: the parameters.
+        """
+        return []
+
     def uses(self, leaf):
         """Whether the equation reads the parameter number `leaf` of p."""
         return any(function.uses_parameter(leaf) for function in self.functions)

@@ -99,24 +99,40 @@ class HybridEquation(Equation):
         shape = self.inner.shape(saves, watched, settings, inputs)
         if any(one.kind in (PRESET, RATE) for one in self.happenings):
             shape = dataclasses.replace(shape, on_grid=False)
-        return shape
+        # Where the times are not known yet, jumps are refused a backward span by a status.
+        return dataclasses.replace(shape, forwards=any(not h.recorded for h in self.happenings))
 
     def key(self, references):
         return "hybrid", self.inner.key(references), *(h.key(references) for h in self.happenings)
 
     def lift(self, layout, p):
         channels = [_lift(one, layout, p) for one in self.happenings]
-        return LiftedHybrid(self.inner.lift(layout, p), channels)
+        jumps = any(not one.recorded for one in self.happenings)
+        # The leaves of the state come before the likelihood of the jumps and their clocks.
+        leaves = len(tf.nest.flatten(layout.structure[0])) if jumps else None
+        return LiftedHybrid(self.inner.lift(layout, p), channels, leaves)
 
 
 class LiftedHybrid(Lifted):
-    """The traced functions of an equation, and the channels, without times."""
+    """The traced functions of an equation, and the channels, without times.
 
-    def __init__(self, inner, channels):
+    Args:
+        inner: the `Lifted` equation.
+        channels: the `Channel`s.
+        leaves: of a jump problem, how many leaves of the larger state are those of the state.
+    """
+
+    def __init__(self, inner, channels, leaves=None):
         self.inner = inner
         self.channels = channels
         own = [function for channel in channels for function in channel.functions]
         self.functions = (*inner.functions, *own)
+        self._law = _law(self, leaves) if leaves else ([], [])
+
+    def law(self, p):
+        numbers, tensors = self._law
+        leaves = [leaf for leaf in tf.nest.flatten(p) if leaf is not None]
+        return [leaves[k] for k in numbers if leaves[k].dtype.is_floating] + tensors
 
     def bind(self, context):
         field = self.inner.bind(context)
@@ -141,6 +157,23 @@ class LiftedHybrid(Lifted):
         return Happenings(channels, context.terms.direction, seed, trajectory)
 
 
+def _law(lifted, leaves):
+    """What only the rates of jumps read: numbers of parameters, captured tensors and variables."""
+    drift, *rest = lifted.inner.functions
+    path = [drift.reads(leaves), *(function.reads() for function in rest)]
+    for channel in lifted.channels:
+        if channel.affect is not None:
+            path.append(channel.affect.reads(leaves))
+        if channel.condition is not None:
+            path.append(channel.condition.reads())
+    known = {number for numbers, _ in path for number in numbers}
+    met = {id(tensor) for _, tensors in path for tensor in tensors}
+    every = [function.reads() for function in lifted.functions]
+    numbers = sorted({number for numbers, _ in every for number in numbers} - known)
+    found = {id(tensor): tensor for _, tensors in every for tensor in tensors}
+    return numbers, [tensor for name, tensor in found.items() if name not in met]
+
+
 def _lift(one, layout, p):
     """A `Channel` with traced functions."""
     specs = spanning(layout, p)
@@ -156,7 +189,7 @@ def _lift(one, layout, p):
     for name, function in scalars.items():
         if function is not None:
             wanted = tf.bool if one.kind == DISCRETE else layout.dtype
-            functions[name] = captures.lift(_scalar(function, layout, name, wanted), *specs)
+            functions[name] = captures.lift(_scalar(function, name, wanted), *specs)
     return Channel(
         one.kind, **functions, direction=one.direction, terminal=one.terminal,
         max_events=1 if one.terminal else one.max_events, uniforms=one.uniforms, held=one.held,
@@ -164,29 +197,11 @@ def _lift(one, layout, p):
     )  # fmt: skip
 
 
-def _scalar(function, layout, name, dtype):
+def _scalar(function, name, dtype):
     """`function` with what it returns compared with one number for each trajectory."""
-    expected = tf.TensorShape(layout.batch_shape)
 
     def scalar(t, y, p):
-        value = function(t, y, p)
-        if value is None:
-            raise ValueError(
-                f"{name}(t, y, p) must return a number for each trajectory. Received: None; is a "
-                "`return` missing?"
-            )
-        value = tf.convert_to_tensor(value)
-        if value.dtype != dtype:
-            kind = "booleans" if dtype == tf.bool else f"the dtype of `y`, {dtype.name}"
-            raise TypeError(f"{name}(t, y, p) must return {kind}. Received: {value.dtype.name}")
-        if value.shape.rank == 0 and expected.rank:
-            value = value + tf.zeros_like(t) if dtype != tf.bool else value & (t == t)
-        if value.shape.rank != expected.rank or not value.shape.is_compatible_with(expected):
-            raise ValueError(
-                f"{name}(t, y, p) must return a number for each trajectory, of shape {expected}. "
-                f"Received shape: {value.shape}"
-            )
-        return value
+        return values.per_trajectory(function(t, y, p), t, f"{name}(t, y, p)", dtype)
 
     return scalar
 

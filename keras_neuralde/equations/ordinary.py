@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_neuralde import adjoints, captures, controllers, solvers, values
+from keras_neuralde.checks import check_array
 from keras_neuralde.controllers import Constant
 from keras_neuralde.equations.base import Equation, Lifted, checked, spanning
 from keras_neuralde.fields import Field, Implicit
@@ -105,6 +106,8 @@ def implicit_terms(context, jacobian=None, sparsity=None):
     return Implicit(
         inputs.get("mass"),
         inputs.get("mass_inverse"),
+        inputs.get("constraints"),
+        inputs.get("pseudoinverse"),
         jacobian,
         sparsity,
         find_band(sparsity) if banded else None,
@@ -124,25 +127,33 @@ def _mass_matrix(problem, solver, layout):
             f"Received shape: {mass.shape}"
         )
     known = values.known(mass)
-    if known is not None and not np.all(np.isfinite(known)):
-        raise ValueError("`mass_matrix` must be finite. Received: NaN or infinite entries.")
     if known is None:
+        if solver.inverts_mass:
+            raise ValueError(
+                f"solver {solver.name!r} needs a mass matrix that is known when the solve is "
+                f"built; use 'rodas5p' or 'rosenbrock23'. Received: {mass}"
+            )
         # Inside a graph: the equations without a time derivative are the rows of zeros.
         constraints = tf.linalg.diag(tf.cast(tf.reduce_all(tf.equal(mass, 0.0), axis=1), dtype))
-        rank = None
-    else:
-        # The projector onto what no M y' can reach: the left null space.
-        inverse = np.linalg.pinv(known.astype(float))
-        constraints = tf.constant(np.eye(n) - known @ inverse, dtype)
-        rank = np.linalg.matrix_rank(known.astype(float))
+        return {"mass": mass, "constraints": constraints}
+    if not np.all(np.isfinite(known)):
+        raise ValueError("`mass_matrix` must be finite. Received: NaN or infinite entries.")
+    known = known.astype(float)
+    inverse = np.linalg.pinv(known)
+    if np.linalg.matrix_rank(known) == n:
+        if solver.inverts_mass:
+            return {"mass_inverse": tf.constant(np.linalg.inv(known), dtype)}
+        return {"mass": mass}
     if not solver.singular_mass:
-        if rank != n:
-            raise ValueError(
-                f"solver {solver.name!r} needs a mass matrix that is known when the solve is built "
-                f"and can be inverted; use 'rodas5p' or 'rosenbrock23'. Received: {mass}"
-            )
-        return {"mass_inverse": tf.constant(np.linalg.inv(known.astype(float)), dtype)}
-    return {"mass": mass} if rank == n else {"mass": mass, "constraints": constraints}
+        raise ValueError(
+            f"solver {solver.name!r} needs a mass matrix that can be inverted; use an implicit "
+            f"method by its name, such as 'rodas5p' or 'kvaerno5'. Received: {mass}"
+        )
+    # The projector onto what no M y' can reach: the left null space.
+    singular = {"mass": mass, "constraints": tf.constant(np.eye(n) - known @ inverse, dtype)}
+    if solver.inverts_mass:
+        singular["pseudoinverse"] = tf.constant(inverse, dtype)
+    return singular
 
 
 def _sparsity(problem, layout):
@@ -150,7 +161,7 @@ def _sparsity(problem, layout):
     if problem.jac_sparsity is None:
         return None
     n = layout.width
-    pattern = np.asarray(problem.jac_sparsity)
+    pattern = check_array("jac_sparsity", problem.jac_sparsity)
     if pattern.shape != (n, n):
         raise ValueError(
             f"`jac_sparsity` must be an array of shape ({n}, {n}), nonzero where the Jacobian may "

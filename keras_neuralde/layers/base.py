@@ -1,5 +1,6 @@
 """What all differential-equation layers share: settings, inner models as pure functions, config."""
 
+import inspect
 from typing import Any, Unpack
 
 import keras
@@ -8,6 +9,8 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from keras_neuralde import adjoints, controllers, solvers
+from keras_neuralde.arguments import check_settings
+from keras_neuralde.checks import check_array, check_keywords
 from keras_neuralde.events import as_events
 from keras_neuralde.layers import event_config
 from keras_neuralde.options import LayerOptions, SolverLike
@@ -18,6 +21,7 @@ _FIXED_BY_LAYER = ("saveat", "batch_ndims", "dense")
 # Keywords that may be objects, with what makes them from a config.
 _OBJECTS = {"controller": controllers, "adjoint": adjoints}
 _ROW_COUPLING = (keras.layers.BatchNormalization,)
+_OF_KERAS = {*inspect.signature(keras.layers.Layer.__init__).parameters, "input_shape", "input_dim"}
 
 
 class DifferentialEquationLayer(keras.layers.Layer):
@@ -46,6 +50,8 @@ class DifferentialEquationLayer(keras.layers.Layer):
                 )
         if "events" in settings:
             settings["events"] = list(as_events(event_config.deserialize(settings["events"])))
+        check_keywords(type(self).__name__, keywords, SOLVE_KEYWORDS, _OF_KERAS)
+        check_settings(settings)
         keywords.setdefault("autocast", False)
         super().__init__(**keywords)
         self.t_span = _span(t_span)
@@ -207,7 +213,8 @@ def _state_shape(input_shape):
 
 
 def _span(t_span):
-    values = list(t_span) if hasattr(t_span, "__len__") else [t_span]
+    pair = isinstance(t_span, (list, tuple)) or getattr(t_span, "shape", ()) != ()
+    values = list(t_span) if pair else [t_span]
     try:
         values = [float(value) for value in values]
     except (TypeError, ValueError) as error:
@@ -220,7 +227,7 @@ def _span(t_span):
 def _save_times(saveat, t_span):
     if saveat is None:
         return None
-    times = np.asarray(saveat, dtype=float)
+    times = check_array("saveat", saveat).astype(float)
     if times.ndim > 1 or times.size == 0 or not np.all(np.isfinite(times)):
         raise ValueError(f"`saveat` must be a number or a 1-D list of times. Received: {saveat!r}")
     low, high = min(t_span), max(t_span)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from keras_neuralde.checks import check_array, check_flag
 from keras_neuralde.layers.neural_ode import NeuralODE, _split, _state_shape
 from keras_neuralde.options import LayerOptions, SolverLike
 from keras_neuralde.problems import DDEProblem
@@ -79,14 +80,18 @@ class NeuralCDDE(NeuralODE):
         super().__init__(
             model, t_span, solver, saveat=saveat, time_dependent=time_dependent, **keywords
         )
-        if history not in (None, _SAMPLED) and not callable(history):
+        if not (
+            history is None
+            or (isinstance(history, str) and history == _SAMPLED)
+            or callable(history)
+        ):
             raise TypeError(
                 f"`history` must be None, {_SAMPLED!r} or a function history(t, p) -> state. "
                 f"Received: {history!r}"
             )
         self.lags = _positive_numbers(lags)
         self.history = history
-        self.trainable_lags = bool(trainable_lags)
+        self.trainable_lags = check_flag("trainable_lags", trainable_lags)
 
     def build(self, input_shape):
         state_shape = _state_shape(self._without_past(input_shape))
@@ -220,10 +225,7 @@ def _check_past(y0, times, past):
 
 
 def _positive_numbers(lags):
-    try:
-        values = np.asarray(lags, dtype=float)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"`lags` must be a list of numbers. Received: {lags!r}") from error
+    values = check_array("lags", lags).astype(float)
     if values.ndim != 1 or values.size == 0 or not np.all(np.isfinite(values) & (values > 0)):
         raise ValueError(f"`lags` must be a list of positive numbers. Received: {lags!r}")
     if len(set(values.tolist())) < values.size:

@@ -1,14 +1,14 @@
 """`NeuralJumpSDE`: a stochastic equation with neural drift, diffusion, jumps and rate."""
 
+import numbers
 from typing import Any, Unpack
 
 import keras
-import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from keras_neuralde.checks import check_flag, check_not_negative
 from keras_neuralde.jumps import ConstantRateJump, JumpProblem, VariableRateJump
-from keras_neuralde.layers.base import PureModel
 from keras_neuralde.layers.neural_ode import _state_shape
 from keras_neuralde.layers.neural_sde import StochasticLayer
 from keras_neuralde.options import LayerOptions, SolverLike
@@ -63,6 +63,7 @@ class NeuralJumpSDE(StochasticLayer):
     """
 
     noise = "diagonal"
+    models = ("drift", "diffusion", "jump", "rate")
 
     def __init__(
         self,
@@ -85,10 +86,8 @@ class NeuralJumpSDE(StochasticLayer):
             drift, diffusion, t_span, solver, trajectories=trajectories, seed=seed, saveat=saveat,
             time_dependent=time_dependent, **keywords,
         )  # fmt: skip
-        if not isinstance(jump, keras.layers.Layer):
-            raise TypeError(f"`jump` must be a Keras layer or model. Received: {jump!r}")
         modelled = isinstance(rate, keras.layers.Layer)
-        if not modelled and (isinstance(rate, bool) or not isinstance(rate, (int, float))):
+        if not modelled and (isinstance(rate, bool) or not isinstance(rate, numbers.Real)):
             raise TypeError(
                 f"`rate` must be a number, or a Keras layer or model. Received: {rate!r}"
             )
@@ -97,32 +96,16 @@ class NeuralJumpSDE(StochasticLayer):
                 "a model as `rate` needs `rate_bound`, a number that it does not exceed. "
                 "Received: rate_bound=None"
             )
-        limit = rate_bound if modelled else rate
-        if not (np.isfinite(limit) and limit >= 0):
-            name = "rate_bound" if modelled else "rate"
-            raise ValueError(f"`{name}` must not be negative or NaN. Received: {limit!r}")
-        self.jump, self.rate = jump, rate
-        self.rate_bound = None if rate_bound is None else float(rate_bound)
-        self.log_likelihood = bool(log_likelihood)
-        self._jump = PureModel(jump, self.state_dtype, self.time_dependent)
-        self._rate = None
-        if modelled:
-            self._rate = PureModel(rate, self.state_dtype, self.time_dependent)
+        if rate_bound is not None:
+            rate_bound = _rate("rate_bound", rate_bound)
+        self.jump, self._jump = jump, self._pure("jump", jump)
+        self.rate = rate if modelled else _rate("rate", rate)
+        self._rate = self._pure("rate", rate) if modelled else None
+        self.rate_bound = rate_bound
+        self.log_likelihood = check_flag("log_likelihood", log_likelihood)
 
-    def build(self, input_shape):
-        state_shape = _state_shape(input_shape)
-        specs = [(None, 1), state_shape] if self.time_dependent else [state_shape]
-        expected = [("jump", self.jump, tuple(state_shape[1:]))]
-        if self._rate is not None:
-            expected.append(("rate", self.rate, (1,)))
-        for name, model, shape in expected:
-            output = self._build_inner(model, *specs)
-            if not hasattr(output, "shape") or tuple(output.shape[1:]) != shape:
-                raise ValueError(
-                    f"`{name}` must return the shape {(None, *shape)} for an input of shape "
-                    f"{tuple(state_shape)}. Received: {getattr(output, 'shape', output)}"
-                )
-        super().build(input_shape)
+    def _shape_of(self, name, state_shape):
+        return (1,) if name == "rate" else super()._shape_of(name, state_shape)
 
     def _problem(self, y0, t_span, training):
         problem = super()._problem(y0, t_span, training)
@@ -141,14 +124,11 @@ class NeuralJumpSDE(StochasticLayer):
             return tf.reshape(rate(t, y, p["rate"]), tf.shape(t))
 
         p["rate"] = self._rate.parameters()
+        if not self.log_likelihood:
+            # A tape that watches them finds the sentence of `_outputs`.
+            p["rate"] = tf.nest.map_structure(tf.stop_gradient, p["rate"])
         jumps = [VariableRateJump(number, affect, bound=self.rate_bound)]
         return JumpProblem(problem.remake(p=p), jumps)
-
-    def _advance_state(self, t, y):
-        super()._advance_state(t, y)
-        for model in (self._jump, self._rate):
-            if model is not None:
-                model.advance_state(t, y)
 
     def _outputs(self, solution, saveat, times):
         y = solution.y
@@ -173,21 +153,18 @@ class NeuralJumpSDE(StochasticLayer):
         return [mask, mask] if self.log_likelihood else mask
 
     def get_config(self) -> dict[str, Any]:
-        rate = self.rate
-        if self._rate is not None:
-            rate = keras.saving.serialize_keras_object(rate)
+        # `rate` is among the inner models where it is one.
         return {
+            "rate": self.rate,
             **super().get_config(),
-            "jump": keras.saving.serialize_keras_object(self.jump),
-            "rate": rate,
             "rate_bound": self.rate_bound,
             "log_likelihood": self.log_likelihood,
         }
 
-    @classmethod
-    def from_config(cls, config):
-        config = dict(config)
-        config["jump"] = keras.saving.deserialize_keras_object(config["jump"])
-        if isinstance(config["rate"], dict):
-            config["rate"] = keras.saving.deserialize_keras_object(config["rate"])
-        return super().from_config(config)
+
+def _rate(name, value):
+    """A number of jumps per unit of time."""
+    number = check_not_negative(name, value)
+    if number == float("inf"):
+        raise ValueError(f"`{name}` must be finite. Received: {value!r}")
+    return number

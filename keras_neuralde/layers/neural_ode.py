@@ -6,6 +6,7 @@ import keras
 import numpy.typing as npt
 import tensorflow as tf
 
+from keras_neuralde.checks import check_flag
 from keras_neuralde.layers import request
 from keras_neuralde.layers.base import DifferentialEquationLayer, PureModel, _is_pair, _state_shape
 from keras_neuralde.options import LayerOptions, SolverLike
@@ -72,7 +73,7 @@ class NeuralODE(DifferentialEquationLayer):
                 f"Received: {model!r} of type {type(model).__name__}"
             )
         self.model = model
-        self.time_dependent = bool(time_dependent)
+        self.time_dependent = check_flag("time_dependent", time_dependent)
         self._pure = PureModel(model, self.state_dtype, self.time_dependent)
 
     def build(self, input_shape):

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from keras_neuralde.checks import check_array
 from keras_neuralde.layers.base import PureModel
 from keras_neuralde.layers.neural_ode import NeuralODE, _state_shape
 from keras_neuralde.options import LayerOptions, SolverLike
@@ -29,7 +30,7 @@ class NeuralODEMM(NeuralODE):
         constraints: the last rows: a function or Keras layer of `y` that returns `(batch, m)`.
         t_span: the numbers `(t0, t1)`.
         mass_matrix: M, `(n, n)`: numbers.
-        solver: an implicit solver; a singular M needs a Rosenbrock method.
+        solver: an implicit solver.
         saveat: `None` for the state at `t1`, or times within `t_span`.
         time_dependent: call `model([t, y])`, with `t` of shape `(batch, 1)`.
         **keywords: as in `NeuralODE`.
@@ -82,7 +83,7 @@ class NeuralODEMM(NeuralODE):
                 "`constraints` must be a function or Keras layer of y. "
                 f"Received: {constraints!r} of type {type(constraints).__name__}"
             )
-        mass = np.asarray(mass_matrix, dtype=float)
+        mass = check_array("mass_matrix", mass_matrix).astype(float)
         if mass.ndim != 2 or mass.shape[0] != mass.shape[1] or not np.all(np.isfinite(mass)):
             raise ValueError(
                 f"`mass_matrix` must be a finite square matrix. Received shape: {mass.shape}"

@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from keras_neuralde import solvers
+from keras_neuralde import solvers, values
+from keras_neuralde.checks import check_flag, check_whole
 from keras_neuralde.equations import TrajectorySeeds
 from keras_neuralde.layers import request
 from keras_neuralde.layers.base import DifferentialEquationLayer, PureModel
@@ -22,13 +23,15 @@ class StochasticLayer(DifferentialEquationLayer):
     """Base of `NeuralDSDE` and `NeuralSDE`: two inner models, a seed, and many trajectories."""
 
     noise = "diagonal"
+    #: The inner models, by the names of their arguments.
+    models: tuple = ("drift", "diffusion")
 
     def __init__(
         self,
         drift: keras.layers.Layer,
         diffusion: keras.layers.Layer,
         t_span: TimeSpan,
-        solver: SolverLike,
+        solver: SolverLike = "sosri",
         *,
         trajectories: int | None = None,
         seed: int | None = None,
@@ -45,32 +48,38 @@ class StochasticLayer(DifferentialEquationLayer):
                 f"{type(self).__name__} needs a solver for {self.noise} noise, one of {fitting}. "
                 f"Received: {solver!r}"
             )
-        for name, model in (("drift", drift), ("diffusion", diffusion)):
-            if not isinstance(model, keras.layers.Layer):
-                raise TypeError(
-                    f"`{name}` must be a Keras layer or model; wrap a function in a layer of your "
-                    f"own. Received: {model!r} of type {type(model).__name__}"
-                )
-        self.drift, self.diffusion = drift, diffusion
-        self.trajectories = _count(trajectories)
-        self.time_dependent = bool(time_dependent)
+        if trajectories is not None:
+            trajectories = check_whole("trajectories", trajectories)
+        self.trajectories = trajectories
+        self.time_dependent = check_flag("time_dependent", time_dependent)
         self.seed = _seed(seed)
         self.seed_generator = keras.random.SeedGenerator(self.seed)
-        self._drift = PureModel(drift, self.state_dtype, self.time_dependent)
-        self._diffusion = PureModel(diffusion, self.state_dtype, self.time_dependent)
+        self.drift, self._drift = drift, self._pure("drift", drift)
+        self.diffusion, self._diffusion = diffusion, self._pure("diffusion", diffusion)
 
-    def _diffusion_shape(self, state_shape):
-        """The shape that the diffusion must return, without the batch axis."""
+    def _pure(self, name, model):
+        """An inner model as a function of its weights."""
+        if not isinstance(model, keras.layers.Layer):
+            raise TypeError(
+                f"`{name}` must be a Keras layer or model; wrap a function in a layer of your own. "
+                f"Received: {model!r} of type {type(model).__name__}"
+            )
+        return PureModel(model, self.state_dtype, self.time_dependent)
+
+    def _inner(self):
+        """The inner models that there are, by name, and as functions of their weights."""
+        pairs = {name: (getattr(self, name), getattr(self, f"_{name}")) for name in self.models}
+        return {name: pair for name, pair in pairs.items() if pair[1] is not None}
+
+    def _shape_of(self, name, state_shape):
+        """The shape that an inner model must return, without the batch axis."""
         return tuple(state_shape[1:])
 
     def build(self, input_shape):
         state_shape = _state_shape(input_shape)
         specs = [(None, 1), state_shape] if self.time_dependent else [state_shape]
-        expected = (
-            ("drift", self.drift, tuple(state_shape[1:])),
-            ("diffusion", self.diffusion, self._diffusion_shape(state_shape)),
-        )
-        for name, model, shape in expected:
+        for name, (model, _) in self._inner().items():
+            shape = self._shape_of(name, state_shape)
             output = self._build_inner(model, *specs)
             if not hasattr(output, "shape") or tuple(output.shape[1:]) != shape:
                 raise ValueError(
@@ -119,8 +128,8 @@ class StochasticLayer(DifferentialEquationLayer):
 
     def _advance_state(self, t, y):
         """Updates what the inner models change in training, once a call."""
-        self._drift.advance_state(t, y)
-        self._diffusion.advance_state(t, y)
+        for _, pure in self._inner().values():
+            pure.advance_state(t, y)
 
     def _outputs(self, solution, saveat, times):
         """What a call returns."""
@@ -149,7 +158,7 @@ class StochasticLayer(DifferentialEquationLayer):
     def _path_seed(self, training, seed):
         """A fresh seed in training, always the same one otherwise, unless the call gives one."""
         if seed is not None:
-            return tf.cast(seed, tf.int32)
+            return _call_seed(seed)
         if training:
             return tf.bitcast(tf.cast(self.seed_generator.next(), tf.uint32), tf.int32)
         return self.seed
@@ -190,10 +199,10 @@ class StochasticLayer(DifferentialEquationLayer):
         return (*leading, num_times, *state_shape[1:])
 
     def get_config(self) -> dict[str, Any]:
+        inner = self._inner().items()
         return {
             **super().get_config(),
-            "drift": keras.saving.serialize_keras_object(self.drift),
-            "diffusion": keras.saving.serialize_keras_object(self.diffusion),
+            **{name: keras.saving.serialize_keras_object(model) for name, (model, _) in inner},
             "trajectories": self.trajectories,
             "seed": self.seed,
             "time_dependent": self.time_dependent,
@@ -202,8 +211,9 @@ class StochasticLayer(DifferentialEquationLayer):
     @classmethod
     def from_config(cls, config):
         config = dict(config)
-        for name in ("drift", "diffusion"):
-            config[name] = keras.saving.deserialize_keras_object(config[name])
+        for name in cls.models:
+            if isinstance(config[name], dict):
+                config[name] = keras.saving.deserialize_keras_object(config[name])
         return cls(**config)
 
 
@@ -254,24 +264,6 @@ class NeuralDSDE(StochasticLayer):
 
     noise = "diagonal"
 
-    def __init__(
-        self,
-        drift: keras.layers.Layer,
-        diffusion: keras.layers.Layer,
-        t_span: TimeSpan,
-        solver: SolverLike = "sosri",
-        *,
-        trajectories: int | None = None,
-        seed: int | None = None,
-        saveat: npt.ArrayLike | None = None,
-        time_dependent: bool = False,
-        **keywords: Unpack[LayerOptions],
-    ) -> None:
-        super().__init__(
-            drift, diffusion, t_span, solver, trajectories=trajectories, seed=seed, saveat=saveat,
-            time_dependent=time_dependent, **keywords,
-        )  # fmt: skip
-
 
 @keras.saving.register_keras_serializable(package="keras_neuralde")
 class NeuralSDE(StochasticLayer):
@@ -320,35 +312,32 @@ class NeuralSDE(StochasticLayer):
             drift, diffusion, t_span, solver, trajectories=trajectories, seed=seed, saveat=saveat,
             time_dependent=time_dependent, **keywords,
         )  # fmt: skip
-        whole = isinstance(noise_dim, (int, np.integer)) and not isinstance(noise_dim, bool)
-        if not whole or noise_dim < 1:
-            raise ValueError(
-                f"`noise_dim` must be an integer of at least 1. Received: {noise_dim!r}"
-            )
-        self.noise_dim = int(noise_dim)
+        self.noise_dim = check_whole("noise_dim", noise_dim)
 
-    def _diffusion_shape(self, state_shape):
-        return (*state_shape[1:], self.noise_dim)
+    def _shape_of(self, name, state_shape):
+        shape = super()._shape_of(name, state_shape)
+        return (*shape, self.noise_dim) if name == "diffusion" else shape
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "noise_dim": self.noise_dim}
-
-
-def _count(trajectories):
-    if trajectories is None:
-        return None
-    whole = isinstance(trajectories, (int, np.integer)) and not isinstance(trajectories, bool)
-    if not whole or trajectories < 1:
-        raise ValueError(
-            f"`trajectories` must be an integer of at least 1 or None. Received: {trajectories!r}"
-        )
-    return int(trajectories)
 
 
 def _words(seed):
     """An integer seed as two words, as `solve` takes it apart."""
     words = [seed % 2**32, (seed >> 32) % 2**32]
     return tf.constant(np.array(words, np.uint32).view(np.int32))
+
+
+def _call_seed(seed):
+    """The seed of a call as int32."""
+    given = tf.convert_to_tensor(seed) if values.is_tensor(seed) else np.asarray(seed)
+    if not tf.as_dtype(given.dtype).is_integer:
+        raise TypeError(
+            f"`seed` of a call must be an integer or a tensor of integers. Received: {seed!r}"
+        )
+    if isinstance(seed, int) and not -(2**31) <= seed < 2**31:
+        raise ValueError(f"`seed` of a call must fit into 32 bits. Received: {seed!r}")
+    return tf.cast(given, tf.int32)
 
 
 def _seed(seed):

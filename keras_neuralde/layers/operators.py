@@ -8,6 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from keras_neuralde.checks import (
+    check_array,
+    check_choice,
+    check_integer,
+    check_positive,
+    check_whole,
+)
 from keras_neuralde.options import LayerKeywords
 from keras_neuralde.typing import TensorLike
 
@@ -77,15 +84,13 @@ class FiniteDifference(_Operator):
         **keywords: Unpack[LayerKeywords],
     ) -> None:
         super().__init__(**keywords)
-        if derivative not in (1, 2):
+        if isinstance(derivative, bool) or derivative not in (1, 2):
             raise ValueError(f"`derivative` must be 1 or 2. Received: {derivative!r}")
-        if not isinstance(axis, int):
-            raise ValueError(f"`axis` must be an integer. Received: {axis!r}")
         self.derivative = derivative
-        self.spacing = _positive("spacing", spacing)
-        self.border = _border(border)
+        self.spacing = check_positive("spacing", spacing)
+        self.border = check_choice("border", border, get_args(Border))
         self.value = _pair(value)
-        self.axis = axis
+        self.axis = check_integer("axis", axis)
 
     def build(self, input_shape):
         size = input_shape[self.axis]
@@ -159,19 +164,20 @@ class Laplacian(_Operator):
         **keywords: Unpack[LayerKeywords],
     ) -> None:
         super().__init__(**keywords)
-        spacings = list(spacing) if np.ndim(spacing) else [spacing]
+        several = isinstance(spacing, (list, tuple)) or np.ndim(spacing)
+        spacings = list(spacing) if several else [spacing]
         count = len(spacings)
-        borders = [border] * count if isinstance(border, str) else list(border)
-        values = list(value) if np.ndim(value) == 2 else [value] * count
+        borders = list(border) if isinstance(border, (list, tuple)) else [border] * count
+        values = list(value) if check_array("value", value).ndim == 2 else [value] * count
         if not count or len(borders) != count or len(values) != count:
             raise ValueError(
                 "`spacing`, `border` and `value` must have one entry for each axis of space. "
                 f"Received: {spacing!r}, {border!r} and {value!r}"
             )
-        self.spacing = [_positive("spacing", one) for one in spacings]
-        self.border = [_border(one) for one in borders]
+        self.spacing = [check_positive("spacing", one) for one in spacings]
+        self.border = [check_choice("border", one, get_args(Border)) for one in borders]
         self.value = [_pair(one) for one in values]
-        self.axis = axis
+        self.axis = check_integer("axis", axis)
         self._parts = [
             FiniteDifference(
                 2, self.spacing[i], self.border[i], self.value[i], axis - count + 1 + i
@@ -230,11 +236,9 @@ class SpectralDerivative(_Operator):
         **keywords: Unpack[LayerKeywords],
     ) -> None:
         super().__init__(**keywords)
-        if isinstance(derivative, bool) or not isinstance(derivative, int) or derivative < 1:
-            raise ValueError(f"`derivative` must be a positive integer. Received: {derivative!r}")
-        self.derivative = derivative
-        self.length = _positive("length", length)
-        self.axis = axis
+        self.derivative = check_whole("derivative", derivative)
+        self.length = check_positive("length", length)
+        self.axis = check_integer("axis", axis)
         self._matrix = None
 
     def build(self, input_shape):
@@ -270,21 +274,8 @@ class SpectralDerivative(_Operator):
         }
 
 
-def _positive(name, value):
-    number = float(value) if np.ndim(value) == 0 and not isinstance(value, str) else np.nan
-    if not 0.0 < number < np.inf:
-        raise ValueError(f"`{name}` must be a positive number. Received: {value!r}")
-    return number
-
-
-def _border(border):
-    if border not in get_args(Border):
-        raise ValueError(f"`border` must be one of {list(get_args(Border))}. Received: {border!r}")
-    return border
-
-
 def _pair(value):
-    array = np.asarray(value, float)
+    array = check_array("value", value)
     if array.shape not in ((), (2,)) or not np.all(np.isfinite(array)):
         raise ValueError(f"`value` must be a number or a pair of numbers. Received: {value!r}")
     return np.broadcast_to(array, 2).tolist()

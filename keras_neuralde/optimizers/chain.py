@@ -7,7 +7,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_neuralde.optimizers.closure import ClosureOptimizer, refuse_gradient_options
+from keras_neuralde.optimizers.closure import (
+    ClosureOptimizer,
+    named_optimizer,
+    refuse_gradient_options,
+)
 from keras_neuralde.optimizers.line_search import Progress
 
 
@@ -210,12 +214,12 @@ class Chain(keras.optimizers.Optimizer):
 
 def _checked_stages(optimizers):
     """The stages as optimizers that can work in a chain."""
-    for optimizer in optimizers:
-        if not isinstance(optimizer, (str, keras.optimizers.Optimizer)):
-            raise TypeError(
-                f"a stage of a Chain must be a Keras optimizer or its name. Received: {optimizer!r}"
-            )
-    optimizers = [keras.optimizers.get(optimizer) for optimizer in optimizers]
+    if not isinstance(optimizers, (list, tuple)) or not optimizers:
+        raise TypeError(
+            "`optimizers` must be a list of Keras optimizers or their names. "
+            f"Received: {optimizers!r}"
+        )
+    optimizers = [named_optimizer("optimizers", optimizer) for optimizer in optimizers]
     names = [type(optimizer).__name__ for optimizer in optimizers]
     if len({id(optimizer) for optimizer in optimizers}) != len(optimizers):
         raise ValueError(f"every stage of a Chain must be an object of its own. Received: {names}")

@@ -9,6 +9,27 @@ import tensorflow as tf
 from keras_neuralde.optimizers.line_search import Point, Progress
 
 
+def named_optimizer(name, given):
+    """The Keras optimizer that is meant by an object or a name.
+
+    Args:
+        name: the argument's name, for the sentence.
+        given: what came.
+
+    Raises:
+        TypeError: for something that is neither.
+        ValueError: for a name that Keras does not know.
+    """
+    if not isinstance(given, (str, keras.optimizers.Optimizer)):
+        raise TypeError(f"`{name}` must be a Keras optimizer or its name. Received: {given!r}")
+    try:
+        return keras.optimizers.get(given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`{name}` must be the name of a Keras optimizer. Received: {given!r}"
+        ) from error
+
+
 class ClosureOptimizer(keras.optimizers.Optimizer):
     """An optimizer whose step calls the loss as often as it needs.
 

@@ -5,8 +5,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_neuralde.checks import check_whole
 from keras_neuralde.optimizers.line_search import Point
-from keras_neuralde.optimizers.quasi_newton import Engine, QuasiNewton, check_whole, trustworthy
+from keras_neuralde.optimizers.quasi_newton import Engine, QuasiNewton, trustworthy
 
 
 @keras.saving.register_keras_serializable(package="keras_neuralde")
@@ -67,8 +68,7 @@ class LBFGS(QuasiNewton):
             name, initial_step_norm, engine, gradient_tolerance, loss_tolerance, max_evaluations,
             freeze_steps, **keywords,
         )  # fmt: skip
-        check_whole("history_size", history_size)
-        self.history_size = history_size
+        self.history_size = check_whole("history_size", history_size)
 
     def build(self, variables):
         """Makes the state: the last point and the history of steps and gradient changes."""

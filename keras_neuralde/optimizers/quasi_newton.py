@@ -4,6 +4,13 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import tensorflow as tf
 
+from keras_neuralde.checks import (
+    check_choice,
+    check_flag,
+    check_not_negative,
+    check_positive,
+    check_whole,
+)
 from keras_neuralde.freezing import freeze
 from keras_neuralde.optimizers.closure import ClosureOptimizer, flat_closure, flatten, unflatten
 from keras_neuralde.optimizers.line_search import Point, Progress, iterate
@@ -41,29 +48,14 @@ class QuasiNewton(ClosureOptimizer):
         **keywords: Any,
     ) -> None:
         super().__init__(name=name, **keywords)
-        if not isinstance(freeze_steps, bool):
-            raise TypeError(f"`freeze_steps` must be True or False. Received: {freeze_steps!r}")
-        check_whole("max_evaluations", max_evaluations)
-        if initial_step_norm is not None and not initial_step_norm > 0:
-            raise ValueError(
-                f"`initial_step_norm` must be positive. Received: {initial_step_norm!r}"
-            )
-        for key, value in (
-            ("gradient_tolerance", gradient_tolerance),
-            ("loss_tolerance", loss_tolerance),
-        ):
-            if not value >= 0:
-                raise ValueError(f"`{key}` must not be negative. Received: {value!r}")
-        if engine not in get_args(Engine):
-            raise ValueError(
-                f"`engine` must be one of {list(get_args(Engine))}. Received: {engine!r}"
-            )
-        self.initial_step_norm = None if initial_step_norm is None else float(initial_step_norm)
-        self.engine = engine
-        self.gradient_tolerance = float(gradient_tolerance)
-        self.loss_tolerance = float(loss_tolerance)
-        self.max_evaluations = max_evaluations
-        self.freeze_steps = freeze_steps
+        if initial_step_norm is not None:
+            initial_step_norm = check_positive("initial_step_norm", initial_step_norm)
+        self.initial_step_norm = initial_step_norm
+        self.engine = check_choice("engine", engine, get_args(Engine))
+        self.gradient_tolerance = check_not_negative("gradient_tolerance", gradient_tolerance)
+        self.loss_tolerance = check_not_negative("loss_tolerance", loss_tolerance)
+        self.max_evaluations = check_whole("max_evaluations", max_evaluations)
+        self.freeze_steps = check_flag("freeze_steps", freeze_steps)
 
     def memory(self):
         """What `direction` needs of the state, as tensors."""
@@ -195,12 +187,6 @@ class QuasiNewton(ClosureOptimizer):
             "max_evaluations": self.max_evaluations,
             "freeze_steps": self.freeze_steps,
         }
-
-
-def check_whole(name, value):
-    """Refuses what is not a whole number of at least one."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"`{name}` must be an integer of at least 1. Received: {value!r}")
 
 
 def trustworthy(step, change):

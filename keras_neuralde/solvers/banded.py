@@ -40,12 +40,26 @@ class BlockTridiagonal:
             lambda k, *_: k < count, eliminate, start, maximum_iterations=count
         )
 
+    @property
+    def kept(self):
+        """The tensors that `solve_with` needs, the trajectories along their second axis."""
+        return self._lower, self._inverse, self._across
+
+    @staticmethod
+    def solve_with(kept, band, b):
+        """x with W x = b, without refinement, from what an earlier object `kept`."""
+        return from_blocks(band, _forwards_and_back(*kept, b=to_blocks(band, b)))
+
+    def nearly_solve(self, b):
+        """The same as `solve`, without refinement."""
+        return self.solve_with(self.kept, self._band, b)
+
     def solve(self, b):
         """x with W x = b; `(trajectories, n)`."""
         b = to_blocks(self._band, b)
-        x = self._forwards_and_back(b)
+        x = _forwards_and_back(*self.kept, b=b)
         rest = b - multiply((self._lower, self._diagonal, self._upper), x)
-        return from_blocks(self._band, x + self._forwards_and_back(rest))
+        return from_blocks(self._band, x + _forwards_and_back(*self.kept, b=rest))
 
     def solve_transposed(self, b):
         """x with Wᵀ x = b; `(trajectories, n)`."""
@@ -55,17 +69,6 @@ class BlockTridiagonal:
         below, above = _shift(turned[0], 1), _shift(turned[2], -1)
         rest = b - multiply((below, turned[1], above), x)
         return from_blocks(self._band, x + self._transposed(rest))
-
-    def _forwards_and_back(self, b):
-        def forwards(k, before):
-            right = tf.gather(b, k) - _apply(tf.gather(self._lower, k), before)
-            return _apply(tf.gather(self._inverse, k), right)
-
-        def back(k, after):
-            return tf.gather(y, k) - _apply(tf.gather(self._across, k), after)
-
-        y = self._sweep(b, forwards, forward=True)
-        return self._sweep(b, back, forward=False)
 
     def _transposed(self, b):
         across, lower = _shift(_transpose(self._across), 1), _shift(_transpose(self._lower), -1)
@@ -78,20 +81,35 @@ class BlockTridiagonal:
             right = tf.gather(z, k) - _apply(tf.gather(lower, k), after)
             return _apply(tf.gather(inverse, k), right)
 
-        z = self._sweep(b, forwards, forward=True)
-        return self._sweep(b, back, forward=False)
+        z = _sweep(b, forwards, forward=True)
+        return _sweep(b, back, forward=False)
 
-    def _sweep(self, like, step, forward):
-        """The results of `step(k, last)` for all blocks, one after the other."""
-        count = self._band.blocks
 
-        def turn(i, found, last):
-            k = i if forward else count - 1 - i
-            last = step(k, last)
-            return i + 1, _write(found, k, last), last
+def _forwards_and_back(lower, inverse, across, b):
+    """The elimination's two sweeps along the line."""
 
-        loop = (0, tf.zeros_like(like), tf.zeros_like(like[0]))
-        return tf.while_loop(lambda i, *_: i < count, turn, loop, maximum_iterations=count)[1]
+    def forwards(k, before):
+        right = tf.gather(b, k) - _apply(tf.gather(lower, k), before)
+        return _apply(tf.gather(inverse, k), right)
+
+    def back(k, after):
+        return tf.gather(y, k) - _apply(tf.gather(across, k), after)
+
+    y = _sweep(b, forwards, forward=True)
+    return _sweep(b, back, forward=False)
+
+
+def _sweep(like, step, forward):
+    """The results of `step(k, last)` for all blocks, one after the other."""
+    count = like.shape[0]
+
+    def turn(i, found, last):
+        k = i if forward else count - 1 - i
+        last = step(k, last)
+        return i + 1, _write(found, k, last), last
+
+    loop = (0, tf.zeros_like(like), tf.zeros_like(like[0]))
+    return tf.while_loop(lambda i, *_: i < count, turn, loop, maximum_iterations=count)[1]
 
 
 def multiply(blocks, x):

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from keras_neuralde.interpolation import horner
+
 
 class Step(NamedTuple):
     """What one proposed step from `t` to `t_next` returns; all rows at once.
@@ -22,6 +24,9 @@ class Step(NamedTuple):
         num_f: `(rows,)` evaluations of the field, from methods that have no fixed number of them.
         stiff: `(rows,)` booleans: whether an explicit step of this size is at the limit of its
             stability, from methods that watch for it.
+        kept: what the method keeps for its next step, as `Solver.keep` made it.
+        again: `(rows,)` booleans: whether a step that is not ok is to be tried again as it is.
+        num_jac: `(rows,)` evaluations of the Jacobian, from methods that count them.
     """
 
     y1: tf.Tensor
@@ -32,6 +37,9 @@ class Step(NamedTuple):
     trouble: tf.Tensor | float | None = None
     num_f: tf.Tensor | None = None
     stiff: tf.Tensor | None = None
+    kept: Any = ()
+    again: tf.Tensor | None = None
+    num_jac: tf.Tensor | None = None
 
 
 def pull_back(tape, targets, sources, cotangents):
@@ -69,6 +77,9 @@ class Solver:
     #: Whether the mass matrix of an implicit method may be singular.
     singular_mass: bool = False
 
+    #: Whether a mass matrix that can be inverted is: the field is y' then.
+    inverts_mass: bool = True
+
     #: Whether the field has an implicit and an explicit part.
     splits: bool = False
 
@@ -81,8 +92,15 @@ class Solver:
     #: Whether each step says how often it evaluated the field.
     counts_evaluations: bool = False
 
+    #: Whether each step says how often it evaluated the Jacobian.
+    counts_jacobians: bool = False
+
     #: Whether the method is one for stochastic equations (see `keras_neuralde.solvers.sde`).
     stochastic: bool = False
+
+    #: Whether a step is nothing but its start, its end and the field in between, so that it can be
+    #: taken once more.
+    repeatable: bool = False
 
     #: Whether a step can be interpolated; otherwise steps end on the save points.
     interpolates: bool = True
@@ -138,6 +156,21 @@ class Solver:
         """
         raise NotImplementedError
 
+    def keep(self, g, y):
+        """Room for what the method keeps from step to step, whether the step is accepted or not.
+
+        It is empty again at the start of every segment of the loop, since checkpoints do not hold
+        it. Methods that return something get it back as the argument `kept` of `step`.
+
+        Args:
+            g: the field.
+            y: `(rows, width)`.
+
+        Returns:
+            A nest of tensors; an empty tuple for nothing.
+        """
+        return ()
+
     def step(self, g, t, t_next, y, state, dense):
         """Proposes a step.
 
@@ -153,6 +186,22 @@ class Solver:
             A `Step`.
         """
         raise NotImplementedError
+
+    def inside(self, g, t, t_next, y, theta):
+        """A step once more, for the state inside it.
+
+        Args:
+            g: the field.
+            t: `(rows,)`, where it starts.
+            t_next: where it ends.
+            y: `(rows, width)`, the state at `t`.
+            theta: `(rows,)`, from 0 at the start to 1 at the end.
+
+        Returns:
+            `(y, dy/dθ)`, each `(rows, width)`.
+        """
+        dense = self.step(g, t, t_next, y, self.init(g, t, y), True).dense
+        return horner(y, tf.split(dense, self.dense_degree(), axis=1), theta[:, None])
 
     def advance(self, g, t, t_next, y, dense):
         """The step as a function of its start alone: what the discrete adjoint differentiates.

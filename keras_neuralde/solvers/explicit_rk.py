@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from keras_neuralde import components
+from keras_neuralde.interpolation import horner
 from keras_neuralde.solvers.base import Solver, Step, pull_back
 from keras_neuralde.tableaus import EXPLICIT, ButcherTableau
 
@@ -44,12 +46,17 @@ class ExplicitRungeKutta(Solver):
                     f"Received: {tableau!r}"
                 )
             tableau = EXPLICIT[tableau]
+        if not isinstance(tableau, ButcherTableau):
+            raise TypeError(
+                f"`tableau` must be a name or of type ButcherTableau. Received: {tableau!r}"
+            )
         self.tableau = tableau
         self.name = tableau.name
         self.order = tableau.order
         self.error_order = tableau.error_order if tableau.has_error else None
         self.carries_slope = tableau.first_same_as_last
         self._c_extra, self._a_extra, self._dense = tableau.interpolant()
+        self.repeatable = not self._c_extra
 
     def get_config(self):
         known = EXPLICIT.get(self.tableau.name) is self.tableau
@@ -67,6 +74,8 @@ class ExplicitRungeKutta(Solver):
         return g(t, y) if self.tableau.first_same_as_last else tf.zeros_like(y)
 
     def step(self, g, t, t_next, y, state, dense):
+        if not dense and components.pays(g, y):
+            return self._step_by_components(g, t, t_next, y, state)
         table = self.tableau
         k1 = state if table.first_same_as_last else g(t, y)
         h = (t_next - t)[:, None]
@@ -76,6 +85,50 @@ class ExplicitRungeKutta(Solver):
         k_last = ks[-1] if table.first_same_as_last else state
         coefficients = self._interpolate(g, t, t_next, h, y, ks) if dense else None
         return Step(y1, error, coefficients, k_last)
+
+    def _step_by_components(self, g, t, t_next, y, state):
+        """The same step, of the same sums in the same order, for `components`."""
+        table, h = self.tableau, t_next - t
+        last_first = table.first_same_as_last
+        k1 = components.split(state if last_first else g(t, y))
+        ks, y1 = self._stages_by_components(g, t, t_next, components.split(y), k1, last_first)
+        error = None
+        if table.has_error:
+            errors = [self.error_estimate(h, column) for column in zip(*ks, strict=True)]
+            error = components.join(errors)
+        k_last = components.join(ks[-1]) if last_first else state
+        return Step(components.join(y1), error, None, k_last)
+
+    def _stages_by_components(self, g, t, t_next, ys, k1, keep):
+        """All stages, and the state at the end, kept in memory where `keep`; lists of parts."""
+        table, h = self.tableau, t_next - t
+
+        def moved(weights, ks):
+            sums = [combine(weights, column) for column in zip(*ks, strict=True)]
+            return [a if b is None else a + h * b for a, b in zip(ys, sums, strict=True)]
+
+        ks, y1 = [k1], ys
+        for c, row in zip(table.c[1:], table.a[1:], strict=True):
+            y1 = moved(row, ks)
+            if keep and len(ks) == table.num_stages - 1:
+                y1 = components.kept(t, y1)
+            time = t_next if c == 1 else t + float(c) * h
+            ks.append(components.split(g(time, components.join(y1))))
+        if not table.first_same_as_last:
+            y1 = components.kept(t, moved(table.b, ks))
+        return ks, y1
+
+    def inside(self, g, t, t_next, y, theta):
+        if not components.pays(g, y):
+            return super().inside(g, t, t_next, y, theta)
+        h, ys = t_next - t, components.split(y)
+        ks, _ = self._stages_by_components(g, t, t_next, ys, components.split(g(t, y)), False)
+        found = [
+            horner(part, self._coefficients(h, column), theta)
+            for part, column in zip(ys, zip(*ks, strict=True), strict=True)
+        ]
+        value, slope = zip(*found, strict=True)
+        return components.join(value), components.join(slope)
 
     def step_vjp(self, field, t, t_next, y, theta, y1_bar, dense_bar, time_gradient):
         """The vector-Jacobian product of a step, written out.
@@ -181,10 +234,14 @@ class ExplicitRungeKutta(Solver):
 
     def polynomial(self, h, ks):
         """The interpolation coefficients, `(rows, degree * width)`, from all stages."""
+        return tf.concat(self._coefficients(h, ks), axis=1)
+
+    def _coefficients(self, h, ks):
+        """The polynomial's coefficients of θ, θ², ... as a list."""
         # Σ_i b_i(θ) = θ, so only differences of stages meet the large coefficients of the table:
         # in float32 that is the difference between five digits and seven.
         differences = [k - ks[0] for k in ks[1:]]
         columns = [combine(column[1:], differences) for column in zip(*self._dense, strict=True)]
         columns = [tf.zeros_like(ks[0]) if column is None else column for column in columns]
         columns[0] += ks[0]
-        return tf.concat([h * column for column in columns], axis=1)
+        return [h * column for column in columns]

@@ -23,7 +23,8 @@ def factor(matrix):
 
     Returns:
         An object with `solve(b)` and `solve_transposed(b)` for `b` of shape `(trajectories, n)`,
-        and `regular`, `(trajectories,)` booleans: False where a pivot is zero.
+        `nearly_solve(b)` for iterations that correct themselves, and `regular`,
+        `(trajectories,)` booleans: False where a pivot is zero.
 
     Example:
 
@@ -86,6 +87,8 @@ class UnrolledLU:
                 x[i] = x[i] - self._lu[i][j] * x[j]
             x[i] = x[i] * self._inverse[i]
         return tf.stack(x, axis=1)
+
+    nearly_solve = solve
 
     def solve_transposed(self, b):
         """x with Aᵀ x = b; `(trajectories, n)`."""
@@ -153,6 +156,23 @@ class GaussJordan:
             self._inverse = tf.reduce_sum(columns, axis=2)
         else:
             self._place = tf.argsort(self._order, axis=1)
+
+    @property
+    def kept(self):
+        """The tensors that `solve_with` needs, the trajectories along their first axis."""
+        return (self._inverse,) if self._fused else (self._inverse, self._order)
+
+    @staticmethod
+    def solve_with(kept, b):
+        """x with A x = b, without refinement, from what an earlier object `kept`."""
+        inverse, *order = kept
+        if order:
+            return tf.linalg.matvec(inverse, tf.gather(b, order[0], batch_dims=1))
+        return tf.reduce_sum(inverse * b[:, None, :], axis=2)
+
+    def nearly_solve(self, b):
+        """The same as `solve`, without refinement."""
+        return self._apply(b)
 
     def solve(self, b):
         """x with A x = b; `(trajectories, n)`."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_neuralde.checks import check_whole
 from keras_neuralde.solvers import banded
 from keras_neuralde.solvers.factorization import UNROLLED, factor
 from keras_neuralde.solvers.krylov import (
@@ -59,9 +60,7 @@ class LinearSolver:
                 "linear_solver='given' needs a `preconditioner` that solves exactly. Received: None"
             )
         for name in ("size", "restarts"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be a positive integer. Received: {value!r}")
+            check_whole(name, getattr(self, name))
 
     @classmethod
     def get(cls, identifier: "str | dict | LinearSolver") -> "LinearSolver":
@@ -102,7 +101,7 @@ def iteration_matrix(g, jacobian, scale):
     if isinstance(jacobian, GivenSolution):
         return GivenMatrix(g, jacobian, scale)
     if isinstance(jacobian, KrylovJacobian):
-        return KrylovMatrix(g, jacobian, scale, times_mass)
+        return KrylovMatrix(g, jacobian, scale)
     return IterationMatrix(g, jacobian, scale)
 
 
@@ -143,25 +142,26 @@ class IterationMatrix:
             return tf.reduce_all(regular, keepdims=True)
         return regular
 
+    @property
+    def kept(self):
+        """The tensors of the factors, for `kept_matrix`."""
+        return self._factors.kept
+
     def solve(self, b):
         """x with W x = b; `(rows, width)`."""
         return self._g.join(self._factors.solve(self._g.split(b)))
 
+    def nearly_solve(self, b):
+        """The same, as well as iterations need it that correct themselves."""
+        return self._g.join(self._factors.nearly_solve(self._g.split(b)))
+
     def solve_checked(self, b):
-        """The same, and `(rows,)` booleans: whether W could be inverted."""
+        """x with W x = b, and `(rows,)` booleans: whether W could be inverted."""
         return self.solve(b), self.regular
 
     def solve_transposed(self, b):
         """x with Wᵀ x = b; `(rows, width)`."""
         return self._g.join(self._factors.solve_transposed(self._g.split(b)))
-
-
-def times_mass(g, x, transpose=False):
-    """M x for every trajectory; `(rows, width)`."""
-    mass = g.implicit.mass
-    if mass is None:
-        return x
-    return g.join(tf.linalg.matmul(g.split(x), mass, transpose_b=not transpose))
 
 
 def jacobian_times(g, jacobian, x):

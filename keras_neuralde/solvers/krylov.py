@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from keras_neuralde.solvers.mass import times_mass
 from keras_neuralde.solvers.newton import stopping_scale
 
 
@@ -39,11 +40,10 @@ class KrylovMatrix:
         g: the bound field.
         jacobian: a `KrylovJacobian`.
         scale: s, `(rows, 1)`.
-        times_mass: `times_mass(g, x, transpose)`: M x.
     """
 
-    def __init__(self, g, jacobian, scale, times_mass):
-        self._g, self._at, self._scale, self._times_mass = g, jacobian, scale, times_mass
+    def __init__(self, g, jacobian, scale):
+        self._g, self._at, self._scale = g, jacobian, scale
         self._unit = stopping_scale(g, jacobian.y)
 
     @property
@@ -55,6 +55,8 @@ class KrylovMatrix:
         """x with W x = b, as far as GMRES gets; `(rows, width)`."""
         return self.solve_checked(b)[0]
 
+    nearly_solve = solve
+
     def solve_checked(self, b):
         """x with W x = b, and `(rows,)` booleans: whether the residual is small enough."""
         unit = self._unit
@@ -62,7 +64,7 @@ class KrylovMatrix:
         def apply(z):
             x = self._precondition(unit * z)
             pushed = self._g.push(self._at.t, self._at.y, x)
-            return (self._times_mass(self._g, x) - self._scale * pushed) / unit
+            return (times_mass(self._g, x) - self._scale * pushed) / unit
 
         limit = tf.sqrt(tf.cast(tf.shape(b)[1], b.dtype)) * tf.ones_like(b[:, 0])
         z, ok = gmres(apply, b / unit, limit, self._at.size, self._at.restarts)
@@ -74,7 +76,7 @@ class KrylovMatrix:
         def apply(z):
             x = self._precondition_transposed(z)
             pulled = self._g.pull(self._at.t, self._at.y, self._scale * x)
-            return self._times_mass(self._g, x, transpose=True) - pulled
+            return times_mass(self._g, x, transpose=True) - pulled
 
         small = 1e-10 if b.dtype == tf.float64 else 1e-5
         limit = small * tf.sqrt(tf.reduce_sum(b * b, axis=1))
@@ -122,6 +124,8 @@ class GivenMatrix:
     def solve(self, b):
         """x with W x = b; `(rows, width)`."""
         return _nearly_solved(*self._arguments, b)
+
+    nearly_solve = solve
 
     def solve_checked(self, b):
         """The same, and `(rows,)` booleans: True."""

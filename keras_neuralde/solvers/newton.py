@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from keras_neuralde.solvers.mass import times_mass
+
 #: What the increment must fall below, in units of the step's tolerances.
 KAPPA = 1e-3
 
@@ -24,9 +26,9 @@ class Root(NamedTuple):
 
 
 def solve_stage(g, t, base, scale, matrix, z, active, limit):
-    """Solves z = s f(t, base + z) by the simplified Newton iteration.
+    """Solves M z = s f(t, base + z) by the simplified Newton iteration.
 
-    Each turn solves W Δ = s f(t, base + z) - z with the W = I - s J of the step and adds Δ. With
+    Each turn solves W Δ = s f(t, base + z) - M z with the W = M - s J of the step and adds Δ. With
     θ the ratio of the last two increments' norms, a row has converged when
 
         θ / (1 - θ) ‖Δ‖ <= 1,
@@ -54,7 +56,7 @@ def solve_stage(g, t, base, scale, matrix, z, active, limit):
 
     def turn(k, z, size, running, converged, count):
         y = base + z
-        change = matrix.solve(scale * g(t, y) - z)
+        change = matrix.nearly_solve(scale * g(t, y) - times_mass(g, z))
         new = tf.sqrt(tf.reduce_mean(tf.square(change / unit), axis=1))
         ratio = new / tf.maximum(size, tf.constant(1e-30, z.dtype))
         rest = tf.where(ratio < 1.0, ratio / (1.0 - tf.minimum(ratio, 0.999)), 1e30) * new

@@ -102,9 +102,13 @@ def splitting(identifier: Any) -> ImplicitExplicit:
             f"{solver.name!r}, which treats a field as a whole: add the two parts and make it an "
             "ODEProblem."
         )
-    return ImplicitExplicit(solver.tableau, solver.newton_limit, solver.linear_solver)
+    return ImplicitExplicit(
+        solver.tableau, solver.newton_limit, solver.linear_solver, solver.jacobian_reuse
+    )
 
 
 def serialize(solver: Solver) -> dict[str, Any]:
     """A plain dictionary from which `get` makes the solver again."""
+    if not isinstance(solver, Solver):
+        raise TypeError(f"`solver` must be a solver object. Received: {solver!r}")
     return {"class_name": type(solver).__name__, "config": solver.get_config()}

@@ -11,8 +11,8 @@ from keras_neuralde.solvers.iteration_matrix import (
     iteration_matrix,
     jacobian_times,
     outer_sum,
-    times_mass,
 )
+from keras_neuralde.solvers.mass import times_mass
 from keras_neuralde.tableaus import ROSENBROCK, RosenbrockTableau
 
 
@@ -39,6 +39,7 @@ class Rosenbrock(Solver):
 
     implicit = True
     singular_mass = True
+    inverts_mass = False
 
     def __init__(
         self,
@@ -52,6 +53,10 @@ class Rosenbrock(Solver):
                     f"Received: {tableau!r}"
                 )
             tableau = ROSENBROCK[tableau]
+        if not isinstance(tableau, RosenbrockTableau):
+            raise TypeError(
+                f"`tableau` must be a name or of type RosenbrockTableau. Received: {tableau!r}"
+            )
         self.tableau = tableau
         self.linear_solver = LinearSolver.get(linear_solver)
         self.name = tableau.name

@@ -83,6 +83,12 @@ def test_the_rate_has_no_gradient_without_the_likelihood():
                 tape.gradient(total, layer.jump.a)
         else:
             assert float(tape.gradient(total, layer.jump.a)) != 0.0
+    # With it, the paths alone do not have one either.
+    layer = halving(2, Level(), rate_bound=2.0, log_likelihood=True)
+    with tf.GradientTape() as tape:
+        total = tf.reduce_sum(layer(Y0)[0])
+    with pytest.raises(ValueError, match="keras_neuralde.expectation"):
+        tape.gradient(total, layer.rate.w)
 
 
 @pytest.mark.slow
@@ -142,6 +148,8 @@ def test_refusals():
         make(rate="often")
     with pytest.raises(ValueError, match="`rate` must not be negative"):
         make(rate=-1.0)
+    with pytest.raises(TypeError, match="`rate_bound` must be a number"):
+        make(rate=dense(1), rate_bound="much")
     with pytest.raises(ValueError, match="needs `rate_bound`"):
         make(rate=dense(1))
     with pytest.raises(ValueError, match="`jump` must return"):

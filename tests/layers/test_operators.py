@@ -161,7 +161,7 @@ class TestSpectralDerivative:
         np.testing.assert_allclose(single[0], exact, atol=1e-5)
 
     def test_refusals(self):
-        with pytest.raises(ValueError, match="positive integer"):
+        with pytest.raises(ValueError, match="`derivative` must be an integer of at least 1"):
             nde.layers.SpectralDerivative(0, 1.0)
         with pytest.raises(ValueError, match="`length` must be a positive number"):
             nde.layers.SpectralDerivative(1, -1.0)

@@ -161,7 +161,7 @@ def test_a_thousand_states_go_through_gmres_by_default():
 def test_refusals():
     with pytest.raises(ValueError, match="'auto', 'dense', 'krylov' or 'given'"):
         nde.solvers.Rosenbrock(linear_solver="lu")
-    with pytest.raises(ValueError, match="`size` must be a positive integer"):
+    with pytest.raises(ValueError, match="`size` must be an integer of at least 1"):
         nde.solvers.LinearSolver("krylov", size=0)
     problem = nde.ODEProblem(ring, np.ones(4), (0.0, 1.0), 1.0, jac_sparsity=np.ones((4, 4)))
     with pytest.raises(ValueError, match="leave out `jacobian`"):
