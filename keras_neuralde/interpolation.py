@@ -148,11 +148,11 @@ class DenseOutput:
         """The state at `t`: a number, a 1-D array, or `(*batch, n)` times of each trajectory.
 
         Args:
-            t: times between the start and the end, in any order.
+            t: times between the start and the end, in any order; NaN for none.
 
         Returns:
             The nest of states, `(n, *batch, *state)`; without the first axis for a number. NaN
-            past the time where a trajectory failed.
+            past the time where a trajectory failed, and where there is no time.
 
         Raises:
             ValueError: for times outside the span that was solved (NaN inside a graph).
@@ -168,6 +168,8 @@ class DenseOutput:
         times = times if rank else times[None]
         flat = tf.transpose(tf.reshape(times, [-1, times.shape[-1] or tf.shape(times)[-1]]))
         interpolant = Interpolant(self.ring, self.turns, self.direction, self.degree)
+        missing = tf.math.is_nan(flat)
+        flat = tf.where(missing, self.direction * interpolant.start, flat)
         s = self.direction * flat
         slack = 4 * np.finfo(dtype.as_numpy_dtype).eps * tf.abs(flat)
         within = (s >= interpolant.start - slack) & (s <= self.direction * self.t_end + slack)
@@ -178,7 +180,7 @@ class DenseOutput:
                 f"{first.numpy().min():.6g} to {self.t_end.numpy().max():.6g}. "
                 f"Received: {np.asarray(t)}"
             )
-        inside = within & (s <= interpolant.end + slack)
+        inside = within & ~missing & (s <= interpolant.end + slack)
         y, _ = interpolant(flat, inside, from_start=True)
         y = tf.where(inside[:, :, None], y, tf.constant(float("nan"), dtype))
         leading = [tf.shape(y)[0] if y.shape[0] is None else y.shape[0]] if rank else []

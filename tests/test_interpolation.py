@@ -117,6 +117,25 @@ def test_a_span_of_length_zero():
     np.testing.assert_array_equal(sol(1.0), np.ones(2))
 
 
+def test_recorded_steps_can_be_read_and_no_time_gives_no_state():
+    rates = tf.constant([[1.0], [50.0]], tf.float64)
+    problem = nde.ODEProblem(lambda t, y, p: -p * y, np.ones((2, 1)), (0.0, 1.0), rates)
+    with tf.GradientTape() as tape:
+        tape.watch(rates)
+        tight = {"rtol": 1e-8, "atol": 1e-10, "dense": True}
+        sol = nde.solve(problem.remake(p=rates), "tsit5", batch_ndims=1, **tight)
+        times = tf.transpose(sol.steps)
+        y = sol(times)
+        loss = tf.reduce_sum(tf.where(tf.math.is_nan(y), tf.zeros_like(y), y))
+    known = np.isfinite(sol.steps)
+    assert not known.all() and known[0].all()
+    np.testing.assert_array_equal(np.isfinite(y[..., 0]), known)
+    exact = np.exp(-sol.steps * rates[:, 0])
+    np.testing.assert_allclose(y[..., 0][known], exact[known], atol=1e-8)
+    expected = -np.nansum(sol.steps * exact, axis=0)
+    np.testing.assert_allclose(tape.gradient(loss, rates)[:, 0], expected, rtol=1e-4)
+
+
 def test_bad_input():
     dense = nde.solve(lotka_volterra(), dense=True)
     with pytest.raises(ValueError, match="within the solved span of each trajectory, 0 to 10"):
