@@ -51,8 +51,8 @@ _MESSAGES = {
         "the equation"
     ),
     Status.NON_FINITE: (
-        "the field, its Jacobian or the state became NaN or infinite; check them and the parameters "
-        "at the last time, bound the field, or start from another state"
+        "the field, its Jacobian or the state became NaN or infinite; check them and their "
+        "parameters at the last time, bound the field, or start from another state"
     ),
     Status.SINGULAR_MATRIX: (
         "the matrix M - hγJ of the implicit method is singular at the last time, whatever the "
