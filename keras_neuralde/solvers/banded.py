@@ -48,7 +48,7 @@ class BlockTridiagonal:
     @staticmethod
     def solve_with(kept, band, b):
         """x with W x = b, without refinement, from what an earlier object `kept`."""
-        return from_blocks(band, _forwards_and_back(*kept, to_blocks(band, b)))
+        return from_blocks(band, _forwards_and_back(kept, to_blocks(band, b)))
 
     def nearly_solve(self, b):
         """The same as `solve`, without refinement."""
@@ -57,9 +57,9 @@ class BlockTridiagonal:
     def solve(self, b):
         """x with W x = b; `(trajectories, n)`."""
         b = to_blocks(self._band, b)
-        x = _forwards_and_back(*self.kept, b)
+        x = _forwards_and_back(self.kept, b)
         rest = b - multiply((self._lower, self._diagonal, self._upper), x)
-        return from_blocks(self._band, x + _forwards_and_back(*self.kept, rest))
+        return from_blocks(self._band, x + _forwards_and_back(self.kept, rest))
 
     def solve_transposed(self, b):
         """x with Wᵀ x = b; `(trajectories, n)`."""
@@ -85,8 +85,9 @@ class BlockTridiagonal:
         return _sweep(b, back, forward=False)
 
 
-def _forwards_and_back(lower, inverse, across, b):
+def _forwards_and_back(kept, b):
     """The elimination's two sweeps along the line."""
+    lower, inverse, across = kept
 
     def forwards(k, before):
         right = tf.gather(b, k) - _apply(tf.gather(lower, k), before)
