@@ -84,7 +84,8 @@ class ODEProblem(_Problem):
         p: parameters: any nest of tensors, arrays or numbers; `None` if there are none.
         mass_matrix: the matrix M of M y' = f, for implicit solvers.
         jacobian: `jacobian(t, y, p)`, for implicit solvers.
-        jac_sparsity: the sparsity pattern of the Jacobian, for implicit solvers.
+        jac_sparsity: the sparsity pattern of the Jacobian, `(n, n)`, an array or a sparse matrix of
+            SciPy, nonzero where the Jacobian may be; for implicit solvers.
 
     Raises:
         TypeError: if `f` is not callable.

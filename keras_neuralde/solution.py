@@ -53,9 +53,9 @@ _MESSAGES = {
         "the equation"
     ),
     Status.NON_FINITE: (
-        "the field or the state became NaN or infinite; check the equation and its parameters at "
-        "the last time (and the rates of jumps: a negative one without a bound does this), bound "
-        "the field, or start from another state"
+        "the field, its Jacobian or the state became NaN or infinite; check them and their "
+        "parameters at the last time (and the rates of jumps: a negative one without a bound does "
+        "this), bound the field, or start from another state"
     ),
     Status.SINGULAR_MATRIX: (
         "the matrix M - hγJ of the implicit method is singular at the last time, whatever the "

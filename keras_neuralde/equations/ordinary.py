@@ -161,7 +161,10 @@ def _sparsity(problem, layout):
     if problem.jac_sparsity is None:
         return None
     n = layout.width
-    pattern = check_array("jac_sparsity", problem.jac_sparsity)
+    pattern = problem.jac_sparsity
+    # Sparse matrices of SciPy become arrays by this method alone.
+    pattern = pattern.toarray() if hasattr(pattern, "toarray") else pattern
+    pattern = check_array("jac_sparsity", pattern)
     if pattern.shape != (n, n):
         raise ValueError(
             f"`jac_sparsity` must be an array of shape ({n}, {n}), nonzero where the Jacobian may "
@@ -177,7 +180,13 @@ def _checked_jacobian(function, layout):
         shapes.append(tf.TensorShape([*batch, *layout.state_shapes[0] * 2]))
 
     def jacobian(t, y, p):
-        matrix = tf.convert_to_tensor(function(t, y, p))
+        matrix = function(t, y, p)
+        if matrix is None:
+            raise ValueError(
+                f"jacobian(t, y, p) must return the shape {shapes[0]}: ∂f_i/∂y_j in row i and "
+                "column j. Received: None"
+            )
+        matrix = tf.convert_to_tensor(matrix)
         if matrix.dtype != layout.dtype:
             raise TypeError(
                 f"jacobian(t, y, p) must return the dtype of `y`, {layout.dtype.name}. "

@@ -85,7 +85,7 @@ class TestGradients:
     @pytest.mark.slow
     @pytest.mark.parametrize("name", ["trbdf2", "kvaerno5"])
     def test_in_everything(self, name):
-        """Against central differences of the same steps, between them and at the end."""
+        """Against central differences of the same steps, at their ends and between them."""
 
         def loss(y0, p, t0, t1, saves):
             problem = nde.ODEProblem(mixed, y0, (t0, t1), p, mass_matrix=MASS)
@@ -93,7 +93,7 @@ class TestGradients:
             return tf.reduce_sum(tf.sin(sol.y) * tf.constant([1.0, 2.0, 3.0], tf.float64))
 
         start = np.array([0.5, 0.8, 0.25 + 0.7 * 0.8 * np.cos(0.1)]) @ np.linalg.inv(RIGHT).T
-        check(loss, start, 0.7, 0.1, 1.0, [0.21, 0.5, 1.0])
+        check(loss, start, 0.7, 0.1, 1.0, [0.21, 0.5, 0.93])
 
     def test_of_a_known_solution(self):
         """0 = z - p x², x' = -z: x = 1 / (1/x0 + p t)."""

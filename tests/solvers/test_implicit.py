@@ -120,6 +120,15 @@ class TestJacobians:
             np.testing.assert_allclose(other.y, plain.y, rtol=1e-9, atol=1e-12)
             np.testing.assert_array_equal(other.stats.num_steps, plain.stats.num_steps)
 
+    def test_a_pattern_as_a_sparse_matrix(self):
+        sparse = pytest.importorskip("scipy.sparse")
+        problem = nde.ODEProblem(
+            ring, ring_state(1, 12)[0], (0.0, 1.0), 200.0, jac_sparsity=ring_pattern(12)
+        )
+        plain = nde.solve(problem, "rosenbrock23")
+        as_sparse = problem.remake(jac_sparsity=sparse.csr_array(ring_pattern(12)))
+        np.testing.assert_array_equal(nde.solve(as_sparse, "rosenbrock23").y, plain.y)
+
     def test_colours(self):
         pattern = ring_pattern(12)
         colours = colour_rows(pattern)
@@ -344,6 +353,7 @@ class TestDoor:
             ),
             ("rodas5p", {"jac_sparsity": np.ones((3, 2))}, r"of shape \(3, 3\)"),
             ("rodas5p", {"jacobian": lambda t, y, p: y}, r"must return the shape \(3, 3\)"),
+            ("rodas5p", {"jacobian": lambda t, y, p: None}, r"\(3, 3\).*Received: None"),
         ],
     )
     def test_values(self, solver, extra, words):
