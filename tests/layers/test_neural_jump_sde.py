@@ -148,7 +148,7 @@ def test_refusals():
         make(rate="often")
     with pytest.raises(ValueError, match="`rate` must not be negative"):
         make(rate=-1.0)
-    with pytest.raises(TypeError, match="`rate_bound` must be a number"):
+    with pytest.raises(ValueError, match="`rate_bound` must be a number"):
         make(rate=dense(1), rate_bound="much")
     with pytest.raises(ValueError, match="needs `rate_bound`"):
         make(rate=dense(1))
