@@ -158,6 +158,8 @@ class DenseOutput:
             ValueError: for times outside the span that was solved (NaN inside a graph).
         """
         layout, dtype = self.layout, self.ring.y.dtype
+        if t is None:
+            raise TypeError("`t` must be a number or an array of numbers. Received: None")
         times = values.as_float(t, dtype, "t")
         rank = times.shape.rank
         if rank not in (0, 1, 1 + layout.batch_ndims) or (rank > 1 and layout.joint):

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
-#: Of the ten that figures are quoted for: `TEST_SEEDS=10 make test` runs them all.
-SEEDS = range(int(os.environ.get("TEST_SEEDS", "4")))
+#: Whether to run what takes a minute and more: `TEST_WHOLE=1 make test`.
+WHOLE = bool(os.environ.get("TEST_WHOLE"))
+SEEDS = range(10 if WHOLE else 2)
+
+long_run = pytest.mark.skipif(not WHOLE, reason="a long run: TEST_WHOLE=1 make test")
 
 
 def load(name):
@@ -175,6 +178,7 @@ def test_modes_learn():
     assert np.abs(fall.drag(v / 10.0) - example.true_drag(v)).max() <= 0.5
 
 
+@long_run
 @pytest.mark.slow
 def test_long_series_needs_help():
     """From the same eight starts, single shooting never finds the valley, each remedy always."""
@@ -311,6 +315,7 @@ def test_fisher_kpp_data():
     np.testing.assert_allclose((field**2).sum(), 122.97537573573, rtol=1e-9)
 
 
+@long_run
 @pytest.mark.slow
 def test_reaction_and_stencil_are_learned():
     result, reaction, _ = load("20_fisher_kpp").run(0)
@@ -321,6 +326,7 @@ def test_reaction_and_stencil_are_learned():
     np.testing.assert_allclose(reaction(u, p["weights"]), u * (1.0 - u), atol=0.01)
 
 
+@long_run
 @pytest.mark.slow
 def test_the_brusselator_with_a_network_is_forecast():
     """From the start alone, over the whole time of the data, whose standard deviation is 1.6."""
