@@ -3,14 +3,17 @@
 A field of plain arithmetic on two or three components ends in a concatenation of its outputs. XLA
 gives each concatenation a kernel, in which every component computes the whole argument of the
 stage for itself. Where a state is a list of components instead, all stages of a step melt into the
-kernels of their results. `kept` marks those: without it each of their many readers would compute
-the step anew.
+kernels of their results, and `together` makes one kernel of these.
 """
 
-import tensorflow as tf
+import contextlib
+import contextvars
 
-#: The most components; with each of them the step is computed once more.
-MOST = 4
+import tensorflow as tf
+from tensorflow.compiler.tf2xla.ops import gen_xla_ops
+
+#: The most components: a kernel of very many operations takes long to compile.
+MOST = 8
 
 # What costs no more than moving its result through memory.
 _CHEAP = frozenset(
@@ -44,6 +47,23 @@ def is_compiled():
     return False
 
 
+_portable: contextvars.ContextVar = contextvars.ContextVar("portable", default=False)
+
+
+@contextlib.contextmanager
+def portable():
+    """A scope for graphs that other programs load: nothing but TensorFlow's everyday operations.
+
+    A server may have been built without those that `together` is made of, and then refuses the
+    whole model.
+    """
+    token = _portable.set(True)
+    try:
+        yield
+    finally:
+        _portable.reset(token)
+
+
 def pays(g, y):
     """Whether to step through a state by its components.
 
@@ -51,15 +71,9 @@ def pays(g, y):
         g: the field.
         y: `(rows, width)`.
     """
-    rows, width = y.shape
-    # A single row has nothing to gain: each of its kernels takes longer to start than to run.
-    return bool(
-        rows != 1
-        and width is not None
-        and width <= MOST
-        and getattr(g, "is_arithmetic", False)
-        and is_compiled()
-    )
+    width = y.shape[1]
+    narrow = width is not None and width <= MOST and not _portable.get()
+    return bool(narrow and getattr(g, "is_arithmetic", False) and is_compiled())
 
 
 def split(y):
@@ -72,15 +86,36 @@ def join(parts):
     return tf.stack(parts, axis=-1)
 
 
-def kept(t, parts):
-    """The same tensors, as results that are computed once and read from memory.
+def together(parts):
+    """The same tensors, as the results of one kernel.
 
-    XLA does not compute a division twice, whatever it could melt with; nor can it know that the
-    divisor is one.
+    XLA:CPU computes each result of a fusion by itself, with all that it depends on, unless the
+    fusion ends in one operation with several results. Such an operation is a reduction of several
+    arrays at once: here of two copies of each, to the larger. The copies are never made; the
+    compiler finds that both are the same number.
 
     Args:
-        t: `(rows,)`, anything that is not NaN.
-        parts: a list of `(rows,)`.
+        parts: a list of `(rows,)` of one dtype.
     """
-    one = tf.cast(tf.equal(t, t), t.dtype)
-    return [part / one for part in parts]
+    lowest = tf.constant(float("-inf"), parts[0].dtype)
+    shape = [parts[0].shape[0] or tf.shape(parts[0])[0], 2]
+    twice = [tf.broadcast_to(part[:, None], shape) for part in parts]
+    count = len(parts)
+    found = gen_xla_ops.xla_variadic_reduce_v2(
+        twice, [lowest] * count, [1], _maxima(count, parts[0].dtype)
+    )
+    for part, like in zip(found, parts, strict=True):
+        part.set_shape(like.shape)
+    return list(found)
+
+
+def _maxima(count, dtype):
+    """The function of two times `count` numbers that reduces them pair by pair."""
+
+    @tf.function(autograph=False)
+    def maxima(*numbers):
+        # Not tf.maximum, which drops NaN here.
+        pairs = zip(numbers[:count], numbers[count:], strict=True)
+        return [tf.where((a > b) | (a != a), a, b) for a, b in pairs]
+
+    return maxima.get_concrete_function(*[tf.TensorSpec([], dtype)] * (2 * count))

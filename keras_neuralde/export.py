@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 from keras.src.export.export_utils import get_input_signature
 
+from keras_neuralde import components
 from keras_neuralde.checks import check_flag, check_path
 from keras_neuralde.layers.base import DifferentialEquationLayer
 from keras_neuralde.layers.request import Request, serving
@@ -173,7 +174,7 @@ class _Endpoints:
         inputs, more = tensors[: len(self._inputs)], tensors[len(self._inputs) :]
         times = _per_row(more.pop(0), tf.shape(inputs[0])[0]) if endpoint.times else None
         request = Request(self.layers, times, more.pop(0) if endpoint.seed else None)
-        with serving(request):
+        with serving(request), components.portable():
             arguments = keras.tree.pack_sequence_as(self._arguments, inputs)
             return self.model(*arguments, training=False)
 

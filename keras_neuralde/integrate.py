@@ -202,7 +202,21 @@ def empty_ring(plan, carry, size):
     )
 
 
-def attempt(plan, g, terms, carry, forced=None):
+class Due(NamedTuple):
+    """The next save point of each row.
+
+    Attributes:
+        number: `(rows,)`, which it is; a whole number of the state's dtype.
+        time: `(rows,)`, when; NaN where there is none.
+        later: `(rows,)`, when the one after it is, likewise.
+    """
+
+    number: tf.Tensor
+    time: tf.Tensor
+    later: tf.Tensor
+
+
+def attempt(plan, g, terms, carry, forced=None, due=None):
     """One turn: every running row proposes a step and keeps or rejects it.
 
     Args:
@@ -213,9 +227,13 @@ def attempt(plan, g, terms, carry, forced=None):
         forced: `(known, decision, kind, fired)`: when a recorded turn is repeated, its `(rows,)`
             booleans replace the decision where `known`, the kind of step where the solver switches,
             and `(channels, rows)` booleans what happened.
+        due: a `Due`, where the state at save points is computed with the step that passes them. A
+            step that passes several is taken as often, and the row moves on with the last of them.
 
     Returns:
-        The new carry and the `Ring` entries of the turn.
+        The new carry and the `Ring` entries of the turn; with `due`, in their place, the number and
+        the time of what is due next, and the components of the state at the save point that the
+        turn passed.
     """
     t, h, accepted, rejected, status, *errors = tf.unstack(carry.control)
     counted = [errors.pop() for _ in range(plan.counts_jacobians + plan.counts)][::-1]
@@ -229,14 +247,20 @@ def attempt(plan, g, terms, carry, forced=None):
         t_next = plan.happenings.clip(plan, terms, t, t_next, carry.memory)
     t_next = tf.where(running, t_next, t)
     kept = {"kept": carry.kept} if carry.kept else {}
-    step = plan.solver.step(g, t, t_next, carry.y, carry.solver_state, plan.dense, *kind, **kept)
+    if due is None:
+        step = plan.solver.step(
+            g, t, t_next, carry.y, carry.solver_state, plan.dense, *kind, **kept
+        )
+    else:
+        theta = (due.time - t) / tf.where(running, t_next - t, 1.0)
+        step, value = plan.solver.step_passing(g, t, t_next, carry.y, carry.solver_state, theta)
 
     if plan.adaptive:
         error = _scaled_square(plan, g, terms, carry.y, step)
         finite = tf.math.is_finite(error)
         good = finite & (error <= 1.0)
     else:
-        finite = good = tf.math.is_finite(tf.reduce_sum(step.y1 + step.state, axis=1))
+        finite = good = tf.math.is_finite(_sum(step.y1 + step.state))
     if step.ok is not None:
         good &= step.ok
         finite &= step.ok
@@ -289,20 +313,107 @@ def attempt(plan, g, terms, carry, forced=None):
         found = [step.num_jac, step.num_f] if plan.counts_jacobians else [step.num_f]
         pairs = zip(counted, found, strict=True)
         counted = [total + tf.where(running, number, 0.0) for total, number in pairs]
-    column = accept[:, None]
-    new = Carry(
-        tf.where(column, step.y1, carry.y),
-        tf.where(column, step.state, carry.solver_state),
-        tf.stack([t_new, h, accepted, rejected, status, *errors, *modes, *counted]),
-        carry.memory,
-        step.kept,
-    )
+    control = [t_new, h, accepted, rejected, status, *errors, *modes, *counted]
+    if due is not None:
+        passes = accept & (terms.direction * due.time <= terms.direction * t_next)
+        once_more = passes & (terms.direction * due.later <= terms.direction * t_next)
+        before = tf.unstack(carry.control)
+        control = [tf.where(once_more, a, b) for a, b in zip(before, control, strict=True)]
+        number = due.number + tf.where(passes, one, 0.0)
+        following = [number, tf.where(passes, due.later, due.time)]
+        moves = accept & ~once_more
+        new, following = _chosen_together(moves, step, carry, control, following)
+        return new, (*following, value)
+    if apart(plan, g, carry.y):
+        new, _ = _chosen_together(accept, step, carry, control)
+    else:
+        column = accept[:, None]
+        new = Carry(
+            tf.where(column, step.y1, carry.y),
+            tf.where(column, step.state, carry.solver_state),
+            tf.stack(control),
+            carry.memory,
+            step.kept,
+        )
     times, dense = tf.stack([t, t_new]), step.dense if plan.dense else ()
     record = Ring(times, carry.y, dense, kind[0] if kind else ())
     if plan.happenings is None:
         return new, record
     recalled = None if forced is None else (forced[0], forced[3])
     return plan.happenings.settle(plan, g, terms, carry, new, record, recalled)
+
+
+def apart(plan, g, y):
+    """Whether a turn is computed by components, all of it in one kernel."""
+    simple = plan.happenings is None and not plan.dense
+    return simple and plan.solver.by_components and components.pays(g, y)
+
+
+def _chosen_together(accept, step, carry, control, others=()):
+    """The new carry, and other numbers with it, computed by one kernel."""
+    width = int(carry.y.shape[1])
+    pairs = [(step.y1, carry.y), (step.state, carry.solver_state)]
+    chosen = [
+        tf.where(accept, new, old)
+        for pair in pairs
+        for new, old in zip(*map(components.split, pair), strict=True)
+    ]
+    found = components.together([*others, *control, *chosen])
+    return _unpacked(found[len(others) :], width, carry), found[: len(others)]
+
+
+def _sum(y):
+    """Over the components, one after the other: what XLA melts into what reads it."""
+    few = y.shape[1] is not None and y.shape[1] <= components.MOST
+    return tf.add_n(components.split(y)) if few else tf.reduce_sum(y, axis=1)
+
+
+def _packed(carry):
+    """The control block, the state and the solver's state as one array, `(numbers, rows)`."""
+    parts = [*tf.unstack(carry.control)]
+    parts += [*components.split(carry.y), *components.split(carry.solver_state)]
+    return tf.stack(parts)
+
+
+def _unpacked(parts, width, carry):
+    """The inverse of `_packed`, from its rows; the rest as in `carry`."""
+    y, state = (components.join(some) for some in (parts[-2 * width : -width], parts[-width:]))
+    return carry._replace(y=y, solver_state=state, control=tf.stack(parts[: -2 * width]))
+
+
+def _repeated(plan, g, carry, more, turn_once, others):
+    """Turns in a loop.
+
+    Args:
+        plan: the `Plan`.
+        g: the field.
+        carry: the `Carry` at its start.
+        more: `more(turn, carry)`, whether there is another turn.
+        turn_once: `turn_once(turn, carry, *others)`, which returns the carry and the others.
+        others: a tuple of whatever else the loop carries.
+
+    Returns:
+        The number of turns, the carry and the others.
+    """
+    carry = keeping(plan, g, carry)
+    packs = apart(plan, g, carry.y)
+
+    # One array instead of three: the kernel that makes it is all that is left beside the turn's.
+    def unpack(carried):
+        if not packs:
+            return carried
+        return _unpacked(tf.unstack(carried), int(carry.y.shape[1]), carry)
+
+    def once(turn, carried, *others):
+        carried, *others = turn_once(turn, unpack(carried), *others)
+        return turn + 1, _packed(carried) if packs else carried, *others
+
+    turns, carried, *others = tf.while_loop(
+        lambda turn, carried, *_: more(turn, unpack(carried)),
+        once,
+        (tf.constant(0), _packed(carry) if packs else carry, *others),
+    )
+    return turns, unpack(carried)._replace(kept=()), *others
 
 
 def _next_time(plan, g, terms, t, h, accepted):
@@ -392,7 +503,7 @@ def _scaled_square(plan, g, terms, y, step):
 
     It is not finite when the new state, the solver's state or the estimate is not.
     """
-    if plan.norm == "rms" and not plan.dense and components.pays(g, y):
+    if plan.norm == "rms" and apart(plan, g, y):
         return _square_by_components(terms, y, step)
     size = tf.abs(y) if plan.solver.previsible else tf.maximum(tf.abs(y), tf.abs(step.y1))
     scale = terms.atol + terms.rtol * size
@@ -414,8 +525,7 @@ def _square_by_components(terms, y, step):
         scale = a + r * tf.maximum(tf.abs(old), tf.abs(new))
         term = tf.square(error / scale) + 0.0 * (new + state)
         total = term if total is None else total + term
-    (mean,) = components.kept(total, [total / float(width)])
-    return mean
+    return total * (1.0 / width)
 
 
 def _columns(tolerance, width):
@@ -452,7 +562,7 @@ def run_segment(plan, g, terms, carry, ring, forced=None):
     size = plan.segment
     remembers = plan.solver.remembers
 
-    def more(turn, carry, ring):
+    def more(turn, carry):
         return (turn < size) & any_running(carry.control)
 
     def turn_once(turn, carry, ring):
@@ -463,12 +573,10 @@ def run_segment(plan, g, terms, carry, ring, forced=None):
         seen = g.recalling(ring, turn) if remembers else g
         carry, record = attempt(plan, seen, terms, carry, decision)
         ring = tf.nest.map_structure(lambda buffer, value: write(buffer, turn, value), ring, record)
-        return turn + 1, carry, ring
+        return carry, ring
 
-    turns, carry, ring = tf.while_loop(
-        more, turn_once, (tf.constant(0), keeping(plan, g, carry), ring)
-    )
-    return carry._replace(kept=()), ring, turns
+    turns, carry, ring = _repeated(plan, g, carry, more, turn_once, (ring,))
+    return carry, ring, turns
 
 
 def keeping(plan, g, carry):
@@ -482,8 +590,106 @@ def integrate(plan, g, y0, terms):
     Returns:
         An `Outcome`: `y` is `(num_times, rows, width)` with save points, else `(rows, width)`.
     """
-    carry, outputs = advance(plan, g, terms, *begin(plan, g, y0, terms))
+    in_passing = dataclasses.replace(plan, repeats=True)
+    if plan.saves and plan.solver.repeatable and apart(in_passing, g, y0):
+        carry, outputs = begin(in_passing, g, y0, terms)
+        carry, outputs = save_in_passing(in_passing, g, terms, carry, outputs)
+    else:
+        carry, outputs = advance(plan, g, terms, *begin(plan, g, y0, terms))
     return finish(plan, carry, outputs, terms)
+
+
+def save_in_passing(plan, g, terms, carry, outputs):
+    """`advance` for save points that are computed with the steps that pass them.
+
+    Rows pass their save points at turns of their own; what they found is written at once, so that
+    no record of the steps is kept.
+    """
+    width, flat = int(carry.y.shape[1]), components.split(outputs[0])
+    first = tf.reduce_sum(tf.cast(at_start(terms), carry.y.dtype), axis=0)
+    parts = [first, *tf.unstack(_packed(carry))]
+    if carry.y.shape[0] != 1:
+        parts, flat = _pass(plan, g, terms, carry, parts, terms.saves, flat)
+    else:
+        # A few at a time, see `_SEQUENTIAL`; each piece knows when the first of the next one is.
+        count = terms.saves.shape[0] or tf.shape(terms.saves)[0]
+        pieces = -(-count // _CHUNK)
+        missing = [[0, pieces * _CHUNK - count], [0, 0]]
+        nan = float("nan")
+        saves = tf.pad(terms.saves, missing + tf.constant([[0, 1], [0, 0]]), constant_values=nan)
+        flat = [tf.pad(part, missing, constant_values=nan) for part in flat]
+
+        def one_piece(piece, block, flat):
+            at = piece * _CHUNK
+            some = tf.gather(saves, at + tf.range(_CHUNK + 1))
+            some = tf.ensure_shape(some, [_CHUNK + 1, 1])
+            these = [tf.gather(part, at + tf.range(_CHUNK)) for part in flat]
+            parts = tf.unstack(block)
+            parts, these = _pass(plan, g, terms, carry, parts, some, these, at, _CHUNK)
+            where = (at + tf.range(_CHUNK))[:, None]
+            pairs = zip(flat, these, strict=True)
+            flat = [tf.tensor_scatter_nd_update(full, where, part) for full, part in pairs]
+            return piece + 1, tf.stack(parts), flat
+
+        _, block, flat = tf.while_loop(
+            lambda piece, *_: piece < pieces, one_piece, (tf.constant(0), tf.stack(parts), flat)
+        )
+        parts, flat = tf.unstack(block), [part[:count] for part in flat]
+    y = components.join(flat)
+    y.set_shape(outputs[0].shape)
+    return _unpacked(parts[1:], width, carry), (y, ())
+
+
+def _pass(plan, g, terms, carry, parts, saves, flat, at=0, most=None):
+    """Turns until every row has ended or passed `most` save points.
+
+    Args:
+        plan: the `Plan`.
+        g: the field.
+        terms: the `Terms`.
+        carry: the `Carry`, for what the loop leaves as it is.
+        parts: the number of the next save point and what `_packed` gives, a list of `(rows,)`.
+        saves: save points, `(num_times, rows)` or `(num_times, 1)`.
+        flat: the components of the states there, a list of `(num_times, rows)`.
+        at: the number of the first of `saves`.
+        most: how many save points are to be passed; `None` for all there are.
+
+    Returns:
+        `parts` and `flat`.
+    """
+    rows, width = carry.y.shape[0] or tf.shape(carry.y)[0], int(carry.y.shape[1])
+    count = saves.shape[0] or tf.shape(saves)[0]
+    column, shared = tf.range(rows), saves.shape[1] == 1
+    times, shape = tf.reshape(saves, [-1]), tf.shape(flat[0])
+    nan = tf.constant(float("nan"), saves.dtype)
+    base = tf.cast(at, saves.dtype)
+    end = None if most is None else base + float(most)
+
+    def time_of(number):
+        index = tf.minimum(tf.cast(number - base, tf.int32), count - 1)
+        time = tf.gather(times, index if shared else index * rows + column)
+        return tf.where(number - base < tf.cast(count, number.dtype), time, nan)
+
+    def more(block, _):
+        running = any_running(block[2:])
+        return running if end is None else running & tf.reduce_any(block[1] < end)
+
+    def once(block, flat):
+        time, number, *packed = tf.unstack(block)
+        due = Due(number, time, time_of(number + 1.0))
+        new = _unpacked(packed, width, carry)
+        new, (number, time, value) = attempt(plan, g, terms, new, due=due)
+        # Past the end, where nothing is written, unless a save point was passed.
+        place = tf.cast(due.number - base, tf.int32) * rows + column
+        place = tf.where(number > due.number, place, shape[0] * rows)[:, None]
+        pairs = zip(flat, value, strict=True)
+        flat = [tf.tensor_scatter_nd_update(full, place, part) for full, part in pairs]
+        return tf.concat([tf.stack([time, number]), _packed(new)], axis=0), flat
+
+    flat = [tf.reshape(part, [-1]) for part in flat]
+    block = tf.stack([time_of(parts[0]), *parts])
+    block, flat = tf.while_loop(more, once, (block, flat))
+    return tf.unstack(block)[1:], [tf.reshape(part, shape) for part in flat]
 
 
 def begin(plan, g, y0, terms):
@@ -514,26 +720,23 @@ def advance(plan, g, terms, carry, outputs, limit=None):
         running = any_running(carry.control)
         return running if limit is None else running & (turn < limit)
 
-    zero = tf.constant(0)
     if not (plan.saves or plan.happenings is not None):
-        _, carry = tf.while_loop(
-            more,
-            lambda turn, carry: (turn + 1, attempt(plan, g, terms, carry)[0]),
-            (zero, keeping(plan, g, carry)),
+        _, carry = _repeated(
+            plan, g, carry, more, lambda turn, carry: attempt(plan, g, terms, carry)[:1], ()
         )
-        return carry._replace(kept=()), ()
+        return carry, ()
 
     def turn_segment(turn, carry, ring, outputs):
         carry, ring, turns = run_segment(plan, g, terms, carry, ring)
         return turn + turns, carry, ring, collect(plan, g, terms, ring, turns, outputs)
 
-    apart = plan.repeats and components.pays(g, carry.y)
-    outputs = taken_apart(outputs) if apart else outputs
-    loop = (zero, carry, empty_ring(plan, carry, plan.segment), outputs)
+    separate = plan.repeats and components.pays(g, carry.y)
+    outputs = taken_apart(outputs) if separate else outputs
+    loop = (tf.constant(0), carry, empty_ring(plan, carry, plan.segment), outputs)
     _, carry, _, outputs = tf.while_loop(
         lambda turn, carry, *_: more(turn, carry), turn_segment, loop
     )
-    return carry, put_together(outputs) if apart else outputs
+    return carry, put_together(outputs) if separate else outputs
 
 
 def integrate_recorded(plan, g, y0, terms):
@@ -770,7 +973,7 @@ def _repeat(plan, g, terms, ring, turns, outputs):
     left = tf.reduce_all(s <= steps.start, axis=1)
     reached = tf.reduce_any(s <= steps.end, axis=1)
     first, last = (tf.reduce_sum(tf.cast(flags, tf.int32)) for flags in (left, reached))
-    apart = isinstance(outputs[0], tuple)
+    separate = isinstance(outputs[0], tuple)
 
     def find(index):
         return steps.find(tf.gather(terms.saves, tf.minimum(index, tf.shape(s)[0] - 1)))
@@ -785,8 +988,8 @@ def _repeat(plan, g, terms, ring, turns, outputs):
         h = tf.where(covered, t_next - t, 1.0)
         value, slope = plan.solver.inside(g, t, t_next, y, tf.where(covered, time - t, 0.0) / h)
         found = (value, slope / h[:, None] if plan.save_slopes else ())
-        found = taken_apart(found) if apart else found
-        column = covered if apart else covered[:, None]
+        found = taken_apart(found) if separate else found
+        column = covered if separate else covered[:, None]
         outputs = tf.nest.map_structure(
             lambda full, new: write(full, index, tf.where(column, new, tf.gather(full, index))),
             outputs, found,

@@ -35,8 +35,8 @@ def compiled(**options):
 @pytest.fixture
 def seen(monkeypatch):
     """Whether steps and save points were traced by components."""
-    found = {"steps": 0, "repeats": 0}
-    pays, repeat = components.pays, integrate._repeat
+    found = {"steps": 0, "repeats": 0, "passing": 0}
+    pays, repeat, passing = components.pays, integrate._repeat, integrate.save_in_passing
 
     def noted(g, y):
         answer = pays(g, y)
@@ -48,7 +48,13 @@ def seen(monkeypatch):
         return repeat(*args)
 
     monkeypatch.setattr(components, "pays", noted)
+
+    def passed(*args):
+        found["passing"] += 1
+        return passing(*args)
+
     monkeypatch.setattr(integrate, "_repeat", repeated)
+    monkeypatch.setattr(integrate, "save_in_passing", passed)
     return found
 
 
@@ -68,21 +74,120 @@ def test_the_same_numbers_as_row_by_row(seen, solver, saves, options):
     before = dict(seen)
     found = compiled(solver=solver, saveat=saves, **options)(y0, p)
     assert seen["steps"] > before["steps"]
-    assert (seen["repeats"] > before["repeats"]) == (saves is not None)
+    assert (seen["passing"] > before["passing"]) == (saves is not None)
     # A step size has three digits of its own, but those in single precision: what the two ways
     # round differently comes back as a ten-millionth of the tolerance.
     np.testing.assert_allclose(found, outside, rtol=1e-10)
 
 
 def test_where_it_does_not_pay(seen):
-    """Nothing of it in plain graphs, for one trajectory, for wide states or for dear functions."""
+    """Nothing of it in plain graphs, for wide states or for dear functions."""
     p, y0 = tf.constant(RATES), tf.ones((5, 2), tf.float64)
     tf.function(lambda: states(y0, p, saveat=[1.0])).get_concrete_function()
-    compiled().get_concrete_function(y0[:1], p[:1])
     compiled(field=with_a_sine, saveat=[1.0]).get_concrete_function(y0, p)
     wide = tf.ones((5, 9), tf.float64)
     compiled(field=lambda t, y, p: -y).get_concrete_function(wide, p)
-    assert seen == {"steps": 0, "repeats": 0}
+    assert seen == {"steps": 0, "repeats": 0, "passing": 0}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_numbers_computed_together(dtype):
+    """They are what they were, whatever they are, and come from one kernel."""
+    limits = np.finfo(dtype)
+    values = [0.0, -1.5, np.inf, -np.inf, np.nan, limits.max, 1e6 * limits.tiny, 7.0]
+    x = tf.constant(values, dtype)
+
+    def parts(x):
+        shared = x * x + x * 0.25
+        for _ in range(5):
+            shared = shared * 0.5 + x
+        return [shared * float(i) + x for i in range(4)]
+
+    @tf.function(jit_compile=True)
+    def run(x):
+        found = components.together(parts(x))
+        return found, [part * 2.0 for part in found]
+
+    found, twice = run(x)
+    for one, other, double in zip(found, parts(x), twice, strict=True):
+        np.testing.assert_allclose(one, other, rtol=4 * limits.eps)
+        np.testing.assert_array_equal(double, 2.0 * one)
+    program = run.experimental_get_compiler_ir(x)(stage="optimized_hlo")
+    result = f"({', '.join([f'f{limits.bits}[8]{{0}}'] * 4)}) fusion("
+    assert program.count(result) == 1
+
+
+def fast_and_slow(t, y, p):
+    return -p * y + 0.05 * y * y
+
+
+@pytest.mark.parametrize(
+    ("trajectories", "saves", "t_span", "options"),
+    [
+        # Several in one step, some of them twice, at the start, at the end, in two pieces.
+        (1, np.sort(np.r_[0, 0, 0.5, 0.5, np.linspace(0.1, 0.11, 30), 2, 2]), (0.0, 2.0), {}),
+        (3, np.sort(np.r_[0, 0, 0.5, 0.5, np.linspace(0.1, 0.11, 30), 2, 2]), (0.0, 2.0), {}),
+        (1, np.linspace(0.0, 2.0, 65)[1:], (0.0, 3.0), {}),
+        (3, np.linspace(2.0, -1.0, 70), (2.0, -1.0), {}),
+        (1, [0.25, 1.0, 2.0], (0.0, 2.0), {"controller": "constant", "dt0": 0.3}),
+        (3, np.linspace(0.0, 2.0, 40), (0.0, 2.0), {"controller": "PI", "norm": "max"}),
+        (1, np.linspace(0.0, 2.0, 40), (0.0, 2.0), {"steps": [0.0, 0.5, 1.25, 2.0]}),
+    ],
+)
+def test_save_points_in_passing(seen, trajectories, saves, t_span, options):
+    """As without XLA, where they are interpolated from the records of the steps."""
+    y0 = tf.constant(np.linspace(0.5, 1.5, 3 * 2).reshape(3, 2)[:trajectories])
+    rates = tf.constant([[1.0], [3.0], [0.3]], tf.float64)[:trajectories]
+    saves = tf.constant(saves, tf.float64)
+
+    def run(y0, rates, saves):
+        problem = nde.ODEProblem(fast_and_slow, y0, t_span, rates)
+        sol = nde.solve(
+            problem,
+            "tsit5",
+            saveat=saves,
+            rtol=1e-8,
+            atol=1e-8,
+            batch_ndims=1,
+            throw=False,
+            **options,
+        )
+        return sol.y, sol.stats.num_accepted, sol.status
+
+    y, accepted, status = tf.function(run, jit_compile=True)(y0, rates, saves)
+    assert seen["passing"] == 1
+    expected, others, _ = tf.function(run)(y0, rates, saves)
+    np.testing.assert_allclose(y, expected, rtol=1e-11)
+    np.testing.assert_array_equal(accepted, others)
+    assert not np.any(status) and np.isfinite(y).all()
+    if "steps" in options or "dt0" in options:
+        return  # Steps that are too long for this solution.
+    times, first = saves.numpy()[:, None, None] - t_span[0], y0.numpy()
+    decay = np.exp(-rates.numpy() * times)
+    exact = first * decay / (1.0 - 0.05 / rates.numpy() * first * (1.0 - decay))
+    np.testing.assert_allclose(y, exact, rtol=1e-6)
+
+
+def test_save_points_of_each_trajectory_and_trajectories_that_fail(seen):
+    """NaN pads, spans without length, and a solution that ends in a pole at t = 1."""
+    y0 = tf.constant([[0.5, 0.25], [1.0, 0.1], [0.2, 0.2]], tf.float64)
+    nan = float("nan")
+    saves = tf.constant([[0.5, 1.0, 1.5], [0.5, 0.75, 2.0], [0.0, nan, nan]], tf.float64)
+
+    def run(y0, saves):
+        problem = nde.ODEProblem(lambda t, y, p: y * y, y0, (0.0, 2.0))
+        sol = nde.solve(
+            problem, "tsit5", saveat=saves, rtol=1e-9, atol=1e-11, batch_ndims=1, throw=False
+        )
+        return sol.y, sol.status
+
+    y, status = tf.function(run, jit_compile=True)(y0, saves)
+    assert seen["passing"] == 1
+    times = np.swapaxes(saves, 0, 1)[:, :, None]
+    np.testing.assert_allclose(y[:, 0], (y0 / (1.0 - y0 * times))[:, 0], rtol=1e-7)
+    np.testing.assert_allclose(y[0, 2], y0[2])
+    assert np.isnan(y[:, 1]).all() and np.isnan(y[1:, 2]).all()
+    assert [int(s) == int(nde.Status.SUCCESS) for s in status] == [True, False, True]
 
 
 def test_whether_xla_compiles_is_known_inside_loops():
@@ -155,6 +260,21 @@ def test_constant_steps_and_tolerances_of_each_component():
             tf.function(solve)(y0, p),
             rtol=1e-13 if "controller" in options else 1e-10,
         )
+
+
+def test_what_other_programs_load_is_made_of_everyday_operations(seen):
+    y0, p = tf.ones((5, 2), tf.float64), tf.constant(RATES)
+
+    def operations():
+        graph = compiled(saveat=SAVES).get_concrete_function(y0, p).graph.as_graph_def()
+        inner = [node for function in graph.library.function for node in function.node_def]
+        return {node.op for node in [*graph.node, *inner]}
+
+    assert "XlaVariadicReduceV2" in operations()
+    before = dict(seen)
+    with components.portable():
+        assert not any(name.startswith("Xla") for name in operations())
+    assert seen["passing"] == before["passing"] == 1
 
 
 def test_plans_that_cannot_repeat_stay_as_they_are():

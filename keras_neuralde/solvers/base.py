@@ -102,6 +102,9 @@ class Solver:
     #: taken once more.
     repeatable: bool = False
 
+    #: Whether steps are written for `keras_neuralde.components`.
+    by_components: bool = False
+
     #: Whether a step can be interpolated; otherwise steps end on the save points.
     interpolates: bool = True
 

@@ -38,6 +38,8 @@ class ExplicitRungeKutta(Solver):
     5
     """
 
+    by_components = True
+
     def __init__(self, tableau: str | ButcherTableau = "tsit5") -> None:
         if isinstance(tableau, str):
             if tableau not in EXPLICIT:
@@ -75,7 +77,7 @@ class ExplicitRungeKutta(Solver):
 
     def step(self, g, t, t_next, y, state, dense):
         if not dense and components.pays(g, y):
-            return self._step_by_components(g, t, t_next, y, state)
+            return self._step_by_components(g, t, t_next, y, state, None)[0]
         table = self.tableau
         k1 = state if table.first_same_as_last else g(t, y)
         h = (t_next - t)[:, None]
@@ -86,21 +88,48 @@ class ExplicitRungeKutta(Solver):
         coefficients = self._interpolate(g, t, t_next, h, y, ks) if dense else None
         return Step(y1, error, coefficients, k_last)
 
-    def _step_by_components(self, g, t, t_next, y, state):
+    def step_passing(self, g, t, t_next, y, state, theta):
+        """A step, and the state inside it, for `components`.
+
+        Args:
+            g: the field.
+            t: `(rows,)`, where the step starts.
+            t_next: `(rows,)`, where it ends.
+            y: `(rows, width)`, the state at `t`.
+            state: `(rows, width)`, the solver's state.
+            theta: `(rows,)`, from 0 at the start of the step to 1 at its end.
+
+        Returns:
+            The `Step`, and the components of the state there.
+        """
+        return self._step_by_components(g, t, t_next, y, state, theta)
+
+    def _step_by_components(self, g, t, t_next, y, state, theta):
         """The same step, of the same sums in the same order, for `components`."""
         table, h = self.tableau, t_next - t
         last_first = table.first_same_as_last
         k1 = components.split(state if last_first else g(t, y))
-        ks, y1 = self._stages_by_components(g, t, t_next, components.split(y), k1, last_first)
-        error = None
+        ks, y1 = self._stages_by_components(g, t, t_next, components.split(y), k1)
+        errors = []
         if table.has_error:
             errors = [self.error_estimate(h, column) for column in zip(*ks, strict=True)]
-            error = components.join(errors)
-        k_last = components.join(ks[-1]) if last_first else state
-        return Step(components.join(y1), error, None, k_last)
+        value = []
+        if theta is not None:
+            pairs = zip(components.split(y), zip(*ks, strict=True), strict=True)
+            value = [
+                horner(part, self._coefficients(h, column), theta)[0] for part, column in pairs
+            ]
+        # Before the error is divided by the tolerance: XLA:CPU takes a division for so dear that it
+        # does not let it melt into `together`.
+        width = len(y1)
+        found = components.together([*value, *y1, *(ks[-1] if last_first else ()), *errors])
+        value, found = found[: len(value)], found[len(value) :]
+        error = components.join(found[-width:]) if errors else None
+        k_last = components.join(found[width : 2 * width]) if last_first else state
+        return Step(components.join(found[:width]), error, None, k_last), value
 
-    def _stages_by_components(self, g, t, t_next, ys, k1, keep):
-        """All stages, and the state at the end, kept in memory where `keep`; lists of parts."""
+    def _stages_by_components(self, g, t, t_next, ys, k1):
+        """All stages, and the state at the end; lists of parts."""
         table, h = self.tableau, t_next - t
 
         def moved(weights, ks):
@@ -110,25 +139,24 @@ class ExplicitRungeKutta(Solver):
         ks, y1 = [k1], ys
         for c, row in zip(table.c[1:], table.a[1:], strict=True):
             y1 = moved(row, ks)
-            if keep and len(ks) == table.num_stages - 1:
-                y1 = components.kept(t, y1)
             time = t_next if c == 1 else t + float(c) * h
             ks.append(components.split(g(time, components.join(y1))))
         if not table.first_same_as_last:
-            y1 = components.kept(t, moved(table.b, ks))
+            y1 = moved(table.b, ks)
         return ks, y1
 
     def inside(self, g, t, t_next, y, theta):
         if not components.pays(g, y):
             return super().inside(g, t, t_next, y, theta)
         h, ys = t_next - t, components.split(y)
-        ks, _ = self._stages_by_components(g, t, t_next, ys, components.split(g(t, y)), False)
+        ks, _ = self._stages_by_components(g, t, t_next, ys, components.split(g(t, y)))
         found = [
             horner(part, self._coefficients(h, column), theta)
             for part, column in zip(ys, zip(*ks, strict=True), strict=True)
         ]
         value, slope = zip(*found, strict=True)
-        return components.join(value), components.join(slope)
+        found = components.together([*value, *slope])
+        return components.join(found[: len(ys)]), components.join(found[len(ys) :])
 
     def step_vjp(self, field, t, t_next, y, theta, y1_bar, dense_bar, time_gradient):
         """The vector-Jacobian product of a step, written out.
