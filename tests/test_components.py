@@ -280,3 +280,20 @@ def test_what_other_programs_load_is_made_of_everyday_operations(seen):
 def test_plans_that_cannot_repeat_stay_as_they_are():
     plan = dataclasses.make_dataclass("P", ["saves", "happenings", "solver"])(False, None, None)
     assert integrate.repeating(plan, None, None, None) is plan
+
+
+def test_which_fields_are_arithmetic():
+    """Those that take apart only what they are given, and in its order."""
+
+    def found(field):
+        spec = tf.TensorSpec([5, 2], tf.float64)
+        return components.is_arithmetic(tf.function(field).get_concrete_function(spec).graph)
+
+    assert found(lambda y: tf.stack([y[:, 1], -y[:, 0] * y[:, 1]], axis=-1))
+    assert found(lambda y: tf.concat([y[:, 1:], -(y[:, :1] ** 2)], axis=-1))
+    assert found(lambda y: -y * tf.constant([1.0, 2.0], tf.float64))
+    assert not found(lambda y: -y * y[:, ::-1])
+    assert not found(lambda y: tf.stack(tf.unstack(2.0 * y, axis=-1)[::-1], axis=-1))
+    assert not found(lambda y: tf.reverse(y, [1]))
+    assert not found(lambda y: tf.exp(y))
+    assert not found(lambda y: y**1.5)
