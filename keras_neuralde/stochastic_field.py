@@ -1,5 +1,6 @@
 """A stochastic equation as the loop sees it: drift, diffusion and the noise that drives them."""
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -171,6 +172,12 @@ class StochasticField(TwoPartField):
         """A `BoundEquation` for given parameters."""
         return BoundEquation(self, theta)
 
+    def driven_by(self, increment):
+        """The same for one step, whose `Increment` is known."""
+        field = copy.copy(self)
+        field.path = lambda t, t_next: increment
+        return field
+
 
 @dataclasses.dataclass(frozen=True)
 class BoundEquation:
@@ -200,6 +207,21 @@ class BoundEquation:
     def align(self, t, t_next):
         """A good time to end a step that would end at `t_next`; see `BrownianPath.align`."""
         return self.field.path.align(t, t_next)
+
+    def begin_noise(self):
+        """What `draw_noise` takes along; an empty tuple where `noise` is all there is to ask."""
+        return self.field.path.begin()
+
+    def draw_noise(self, t, t_next, rest):
+        """The equation with the noise from `t` to `t_next`; that noise, and what is left.
+
+        Args:
+            t: `(rows,)`, where the last step ended.
+            t_next: `(rows,)`.
+            rest: what was left there, a `Rest`.
+        """
+        increment, rest = self.field.path.draw(t, t_next, rest)
+        return BoundEquation(self.field.driven_by(increment), self.theta), increment, rest
 
     def noise(self, t, t_next):
         """The `Increment` of the trajectories' Brownian motions from `t` to `t_next`."""

@@ -9,7 +9,7 @@ from tensorflow.python.framework.config import (
 )
 
 from keras_neuralde import captures, solvers, values
-from keras_neuralde.brownian import BrownianPath
+from keras_neuralde.brownian import BrownianPath, CutGridPath
 from keras_neuralde.equations.base import Equation, Lifted, checked, spanning
 from keras_neuralde.equations.ordinary import refuse_delay_solver
 from keras_neuralde.programs import function_key
@@ -135,10 +135,11 @@ def _brownian_path(components, context):
     end = tf.broadcast_to(tf.reshape(inputs["t1"], [-1]), [rows])
     trajectory = trajectories_of(inputs, rows)
     cell = inputs["dt0"] if settings.constant_steps else None
-    split = not context.shape.on_grid
-    return BrownianPath(
-        inputs["seed"], trajectory, components, terms.t0, end, cell=cell, split=split
-    )
+    shape = context.shape
+    common = inputs["seed"], trajectory, components, terms.t0, end, cell
+    if shape.on_grid and shape.cut:
+        return CutGridPath(*common)
+    return BrownianPath(*common, split=not shape.on_grid)
 
 
 def trajectories_of(inputs, rows):
