@@ -266,8 +266,9 @@ def attempt(plan, g, terms, carry, forced=None):
         hopeless &= ~accept
         proposed = tf.maximum(used * factor, smallest)
         if plan.stops or plan.happenings is not None:
-            # A step that a save point cut short says little about the next one.
-            proposed = tf.where(accept & (used < h), tf.maximum(proposed, h), proposed)
+            # A step that was cut short says little about the next one. Less than a hundredth is
+            # rounding, and no cut.
+            proposed = tf.where(accept & (used < 0.99 * h), tf.maximum(proposed, h), proposed)
         h = tf.where(running, proposed, h)
     else:
         hopeless = ~accept

@@ -162,7 +162,8 @@ def solved(f, y0, t_span, p=None, **keywords):
     @in_graph
     def run():
         sol = nde.solve(nde.ODEProblem(f, y0, t_span, p), **keywords)
-        return {name: getattr(sol, name) for name in FIELDS} | {"steps": sol.stats.num_steps}
+        found = {name: getattr(sol, name) for name in FIELDS if getattr(sol, name) is not None}
+        return found | {"steps": sol.stats.num_steps}
 
     return types.SimpleNamespace(**run())
 
@@ -609,6 +610,16 @@ def test_auto_takes_implicit_steps_where_a_stiff_equation_has_events():
 
     steps, implicit, found, bars = run(tf.constant(STIFF_AND_NOT))
     check_kicks(types.SimpleNamespace(num_steps=steps, num_implicit=implicit), found, bars)
+
+
+def test_an_event_that_does_not_happen_changes_no_step():
+    """Steps at the limit of stability, where the controller has much to say."""
+    never = nde.DiscreteEvent(lambda t, y, p: t < 0.0, lambda t, y, p: 2.0 * y)
+    counts = []
+    for events in ([], [never]):
+        sol = solved(lambda t, y, p: 300.0 * (tf.cos(t) - y), np.ones(1), (0.0, 1.0), events=events)
+        counts.append(int(sol.steps))
+    assert counts[0] == counts[1] > 20
 
 
 @pytest.mark.slow
