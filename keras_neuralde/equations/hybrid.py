@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from keras_neuralde import captures, values
 from keras_neuralde.equations.base import Equation, Lifted, checked, spanning
-from keras_neuralde.equations.stochastic import trajectories_of, words_of
+from keras_neuralde.equations.stochastic import LiftedStochastic, trajectories_of, words_of
 from keras_neuralde.events import DISCRETE, PRESET, RATE, ROOT
 from keras_neuralde.happenings import Channel, Happenings
 
@@ -108,7 +108,10 @@ class HybridEquation(Equation):
         jumps = any(not one.recorded for one in self.happenings)
         # The leaves of the state come before the likelihood of the jumps and their clocks.
         leaves = len(tf.nest.flatten(layout.structure[0])) if jumps else None
-        return LiftedHybrid(self.inner.lift(layout, p), channels, leaves)
+        inner = self.inner.lift(layout, p)
+        if jumps and isinstance(inner, LiftedStochastic):
+            inner = inner.with_silent(sum(layout.sizes[leaves:]))
+        return LiftedHybrid(inner, channels, leaves)
 
 
 class LiftedHybrid(Lifted):

@@ -115,16 +115,27 @@ def _check_adjoint(problem, adjoint):
 
 
 class LiftedStochastic(Lifted):
-    """The traced drift and diffusion."""
+    """The traced drift and diffusion.
 
-    def __init__(self, lifted):
+    Args:
+        lifted: the `LiftedEquation`.
+        silent: as in `StochasticField`.
+    """
+
+    def __init__(self, lifted, silent=0):
         self.functions = (lifted.drift, lifted.diffusion)
-        self.lifted = lifted
+        self.lifted, self._silent = lifted, silent
+
+    def with_silent(self, count):
+        """The same where no noise drives the last `count` components of the state."""
+        shared = self.lifted.columns is not None or self.lifted.noise == "scalar"
+        return LiftedStochastic(self.lifted, 0 if shared else count)
 
     def bind(self, context):
-        path = _brownian_path(self.lifted.components(context.layout), context)
+        layout, silent = context.layout, self._silent
+        path = _brownian_path(self.lifted.components(layout) - silent, context)
         return StochasticField(
-            self.lifted, context.layout, context.batch_dims, context.p_leaves, path
+            self.lifted, layout, context.batch_dims, context.p_leaves, path, silent
         )
 
 
