@@ -38,6 +38,23 @@ class Increment(NamedTuple):
     area: tf.Tensor
 
 
+class Rest(NamedTuple):
+    """What a trajectory on a grid of fixed steps has not yet seen of the cell that it is in.
+
+    Attributes:
+        cell: `(rows,)` int32, the number of the cell; -1 before the first.
+        pieces: `(rows,)` int32, how often the cell was cut.
+        w: `(components, rows)`, the increment of what is left, in the order in which it is asked
+            for, which may be backwards in time.
+        area: the same of its space-time Lévy area.
+    """
+
+    cell: tf.Tensor
+    pieces: tf.Tensor
+    w: tf.Tensor
+    area: tf.Tensor
+
+
 class BrownianPath:
     """The Brownian paths of a batch of trajectories, `components` independent ones for each.
 
@@ -85,6 +102,10 @@ class BrownianPath:
         w, area = tf.stop_gradient(tf.transpose(w)), tf.stop_gradient(tf.transpose(area))
         return Increment(w, area)
 
+    def begin(self):
+        """What `draw` takes along from one interval to the next; nothing here."""
+        return ()
+
     def align(self, t, t_next):
         """A time shortly before `t_next`, as seen from `t`, at which the path is quick to find.
 
@@ -123,10 +144,9 @@ class BrownianPath:
         element in the order of its layout. A loop of one turn, which the compiler cannot know to be
         one, makes them once; for a few trajectories it costs more than it saves.
         """
-        rows = cell.shape[0] or tf.shape(cell)[0]
-        if cell.shape[0] is not None and rows < _MANY:
+        if cell.shape[0] is not None and cell.shape[0] < _MANY:
             return self._normals(cell, node, dtype)
-        empty = tf.zeros((self._component.shape[0], rows), dtype)
+        empty = tf.zeros_like(self._component + node, dtype)
 
         def turn(*_):
             return tf.constant(False), *self._normals(cell, node, dtype)
@@ -184,7 +204,7 @@ class BrownianPath:
         zero = tf.zeros_like(w)
         loop = (tf.constant(0), x, node, size, *draw(2 * node), w, area, zero, zero)
         _, x, _, size, z0, z1, w, area, position, integral = tf.while_loop(more, halve, loop)
-        part, part_area = _part(x, size, w, area, z0, z1)
+        part, part_area = _cut(x, size, w, area, z0, z1)[0]
         integral += x * size * (position + 0.5 * part + part_area)
         position += part
         h = times[1] - times[0]
@@ -194,6 +214,94 @@ class BrownianPath:
         return tf.cast(position[1] - position[0], dtype), tf.cast(bent, dtype)
 
 
+class CutGridPath(BrownianPath):
+    """Brownian paths on a grid of fixed steps that something may cut anywhere.
+
+    Intervals are asked for in their order, each once, and one that ends inside a cell is drawn from
+    the law that is conditional on the cell, as far as it is still to come: two pairs of normal
+    numbers for an interval, whatever its length, where a tree takes a pair for each halving. A
+    cell as a whole has the noise that it has without cuts. What it does inside depends on where it
+    is cut.
+
+    Args:
+        *arguments: those of `BrownianPath`; `cell` is needed.
+
+    Example:
+
+    >>> import tensorflow as tf
+    >>> span, third = (tf.zeros(1), tf.ones(1)), tf.constant([0.3])
+    >>> path = CutGridPath(tf.constant([7, 0]), tf.constant([0]), 2, *span, tf.constant(0.5))
+    >>> first, rest = path.draw(span[0], third, path.begin())
+    >>> second, rest = path.draw(third, tf.constant([0.5]), rest)
+    >>> grid = BrownianPath(
+    ...     tf.constant([7, 0]), tf.constant([0]), 2, *span, tf.constant(0.5), split=False
+    ... )
+    >>> whole = grid(span[0], tf.constant([0.5]))
+    >>> bool(tf.reduce_all(tf.abs(first.w + second.w - whole.w) < 1e-6))
+    True
+    """
+
+    def __call__(self, t, t_next):
+        raise NotImplementedError("a path that is cut knows its intervals in their order: `draw`")
+
+    def begin(self):
+        """The `Rest` before the first interval."""
+        nothing = tf.zeros_like(self._start)
+        none = tf.zeros((self._component.shape[0], 1), nothing.dtype) + nothing
+        return Rest(-tf.ones_like(nothing, tf.int32), tf.zeros_like(nothing, tf.int32), none, none)
+
+    def draw(self, t, t_next, rest):
+        """The `Increment` from `t` to `t_next`, as from a call, and the `Rest` after it.
+
+        Args:
+            t: `(rows,)`, where the last interval ended.
+            t_next: `(rows,)`, in the same cell; equal to `t` in rows that rest.
+            rest: the `Rest` at `t`.
+        """
+        dtype = t.dtype
+        cell, low, width = self._cell_of(t, t_next)
+        number = tf.bitcast(cell, tf.int32)
+        moved, fresh = t_next != t, number != rest.cell
+        forwards = self._end >= self._start
+        end = tf.where(forwards, low + width, low)
+        whole = tf.abs(end - t_next) <= resolution(t_next, self._start)
+        pieces = tf.where(fresh, tf.zeros_like(number), rest.pieces)
+        node = tf.stack([tf.ones_like(cell), tf.bitcast(pieces + 2, tf.uint32)])[:, None, :]
+
+        def wide(x):
+            return tf.cast(x, tf.float64)
+
+        z0, z1 = (wide(z) for z in self._apart(cell, node, dtype))
+        size = tf.where(whole | ~moved, tf.abs(wide(t_next) - wide(t)), tf.abs(wide(end) - wide(t)))
+        share = tf.abs(wide(t_next) - wide(t)) / tf.where(size > 0.0, size, tf.ones_like(size))
+        share = tf.where(whole, tf.ones_like(share), tf.minimum(share, 1.0))
+        # In the order of the intervals: backwards in time, areas change their signs.
+        sign = tf.where(forwards, tf.ones_like(size), -tf.ones_like(size))
+        w = tf.where(fresh, tf.sqrt(size) * z0[0], wide(rest.w))
+        area = tf.where(fresh, sign * tf.sqrt(size / 12.0) * z1[0], wide(rest.area))
+        first, last = _cut(share, size, w, area, z0[1], z1[1])
+        w, area = (
+            tf.transpose(tf.cast(tf.where(moved, sign * x, tf.zeros_like(x)), dtype)) for x in first
+        )
+        left = Rest(
+            number, pieces + tf.cast(~whole, tf.int32), *(tf.cast(x, dtype) for x in last)
+        )  # fmt: skip
+        left = Rest(*(tf.where(moved, new, old) for new, old in zip(left, rest, strict=True)))
+        found = Increment(w, area), left
+        return tf.nest.map_structure(tf.stop_gradient, found)
+
+
+def resolution(t, start):
+    """How far from the end of a cell a time may be that is meant to be there, `(rows,)`.
+
+    Args:
+        t: `(rows,)`.
+        start: `(rows,)`, from where the cells are counted.
+    """
+    eps = float(np.finfo(t.dtype.as_numpy_dtype).eps)
+    return 2.0 * eps * (tf.abs(t) + tf.abs(t - start))
+
+
 def _on_grid(x, times, width, dtype):
     """A time that the dtype cannot tell from a coarse node is that node: a short descent."""
     nearest = tf.round(x * 2.0**20) * 2.0**-20
@@ -201,19 +309,24 @@ def _on_grid(x, times, width, dtype):
     return tf.where(tf.abs(x - nearest) * width <= eps * (width + tf.abs(times)), nearest, x)
 
 
-def _part(x, size, w, area, z0, z1):
-    """Increment and area of the first `x` of an interval, from the exact conditional law.
+def _cut(x, size, w, area, z0, z1):
+    """Increment and area of the first `x` of an interval and of its rest.
 
-    `x` may be 0 or 1; then nothing is left to chance.
+    They are drawn from the law that is conditional on the whole. `x` may be 0 or 1; then nothing is
+    left to chance.
     """
     y = 1.0 - x
-    spread = tf.sqrt(tf.maximum(size * x * y * (1.0 - 3.0 * x * y), 0.0))
-    part = x * w + 6.0 * x * y * area + spread * z0
-    rest = w - part
+    known = x * w + 6.0 * x * y * area
+    chance = tf.sqrt(tf.maximum(size * x * y * (1.0 - 3.0 * x * y), 0.0)) * z0
+    part = known + chance
+    rest = y * w - 6.0 * x * y * area - chance
+    # x part_area + y rest_area is given; of each the share that the whole leaves open is drawn.
     cubes = x * x * x + y * y * y
-    known = 0.5 * w + area - 0.5 * x * part - y * part - 0.5 * y * rest
-    wobble = tf.sqrt(size * x * y * y * y / (12.0 * cubes))
-    return part, x * x * known / cubes + wobble * z1
+    given = 0.5 * w + area - 0.5 * x * part - y * part - 0.5 * y * rest
+    open_ = z1 * tf.sqrt(size * x * y / (12.0 * cubes))
+    part_area = x * x * given / cubes + y * open_
+    rest_area = y * y * given / cubes - x * open_
+    return (part, part_area), (rest, rest_area)
 
 
 def philox(key, counter):

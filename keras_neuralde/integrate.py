@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from keras_neuralde import components, controllers
+from keras_neuralde.brownian import resolution
 from keras_neuralde.interpolation import Interpolant
 from keras_neuralde.solution import Status
 
@@ -247,9 +248,13 @@ def attempt(plan, g, terms, carry, forced=None, due=None):
         t_next = plan.happenings.clip(plan, terms, t, t_next, carry.memory)
     t_next = tf.where(running, t_next, t)
     kept = {"kept": carry.kept} if carry.kept else {}
+    memory, noise, driven = carry.memory, (), g
+    if plan.happenings is not None and memory.noise:
+        driven, noise, left = g.draw_noise(t, t_next, memory.noise)
+        memory = memory._replace(noise=left)
     if due is None:
         step = plan.solver.step(
-            g, t, t_next, carry.y, carry.solver_state, plan.dense, *kind, **kept
+            driven, t, t_next, carry.y, carry.solver_state, plan.dense, *kind, **kept
         )
     else:
         theta = (due.time - t) / tf.where(running, t_next - t, 1.0)
@@ -283,8 +288,9 @@ def attempt(plan, g, terms, carry, forced=None, due=None):
         hopeless &= ~accept
         proposed = tf.maximum(used * factor, smallest)
         if plan.stops or plan.happenings is not None:
-            # A step that a save point cut short says little about the next one.
-            proposed = tf.where(accept & (used < h), tf.maximum(proposed, h), proposed)
+            # A step that was cut short says little about the next one. Less than a hundredth is
+            # rounding, and no cut.
+            proposed = tf.where(accept & (used < 0.99 * h), tf.maximum(proposed, h), proposed)
         h = tf.where(running, proposed, h)
     else:
         hopeless = ~accept
@@ -332,7 +338,7 @@ def attempt(plan, g, terms, carry, forced=None, due=None):
             tf.where(column, step.y1, carry.y),
             tf.where(column, step.state, carry.solver_state),
             tf.stack(control),
-            carry.memory,
+            memory,
             step.kept,
         )
     times, dense = tf.stack([t, t_new]), step.dense if plan.dense else ()
@@ -340,7 +346,7 @@ def attempt(plan, g, terms, carry, forced=None, due=None):
     if plan.happenings is None:
         return new, record
     recalled = None if forced is None else (forced[0], forced[3])
-    return plan.happenings.settle(plan, g, terms, carry, new, record, recalled)
+    return plan.happenings.settle(plan, g, terms, carry, new, record, recalled, noise)
 
 
 def apart(plan, g, y):
@@ -428,8 +434,9 @@ def _next_time(plan, g, terms, t, h, accepted):
     if plan.replays:
         return _next_recorded(terms, t, accepted)
     if plan.stops or (plan.happenings is not None and plan.solver.stochastic):
-        # The grid of equal steps, refined by the save points.
-        elapsed = (tf.floor(tf.abs(t - terms.t0) / h + 1e-3) + 1.0) * h
+        # The grid of equal steps, refined by the save points and by what happens.
+        elapsed = tf.abs(t - terms.t0) + resolution(t, terms.t0)
+        elapsed = (tf.floor(elapsed / h) + 1.0) * h
         last = elapsed + 1e-3 * h >= tf.abs(terms.t_end - terms.t0)
         grid = tf.where(last, terms.t_end, terms.t0 + terms.direction * elapsed)
         if not plan.stops:

@@ -129,3 +129,4 @@ class Shape:
     time_gradient: bool
     on_grid: bool = False  # whether all save points are known to be ends of equal steps
     forwards: bool = False  # whether time must not run backwards
+    cut: bool = False  # whether something may end steps between the times that are known

@@ -1,5 +1,6 @@
 """A stochastic equation as the loop sees it: drift, diffusion and the noise that drives them."""
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from keras_neuralde import captures
+from keras_neuralde.brownian import Increment
 from keras_neuralde.fields import Field
 from keras_neuralde.problems import NOISES
 from keras_neuralde.two_part_field import TwoPartField, once
@@ -149,13 +151,15 @@ class StochasticField(TwoPartField):
         batch_dims: as in `Field`.
         p_leaves: as in `Field`.
         path: the `BrownianPath`.
+        silent: how many of the state's last components no noise drives, where each of the others
+            has its own: the path has none for them.
     """
 
-    def __init__(self, equation, layout, batch_dims, p_leaves, path):
+    def __init__(self, equation, layout, batch_dims, p_leaves, path, silent=0):
         common = layout, batch_dims, p_leaves
         self.drift = Field(equation.drift, *common)
         self.diffusion = DiffusionField(equation.columns, equation.diffusion, *common)
-        self.path = path
+        self.path, self._silent = path, silent
         super().__init__((self.drift, self.diffusion), equation.captures)
 
     def also_reads(self, functions):
@@ -170,6 +174,19 @@ class StochasticField(TwoPartField):
     def bind(self, theta):
         """A `BoundEquation` for given parameters."""
         return BoundEquation(self, theta)
+
+    def noise(self, t, t_next):
+        """The `Increment` of all components from `t` to `t_next`."""
+        increment = self.path(t, t_next)
+        if not self._silent:
+            return increment
+        return Increment(*(tf.pad(part, [[0, 0], [0, self._silent]]) for part in increment))
+
+    def driven_by(self, increment):
+        """The same for one step, whose `Increment` is known."""
+        field = copy.copy(self)
+        field.path = lambda t, t_next: increment
+        return field
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,6 +218,21 @@ class BoundEquation:
         """A good time to end a step that would end at `t_next`; see `BrownianPath.align`."""
         return self.field.path.align(t, t_next)
 
+    def begin_noise(self):
+        """What `draw_noise` takes along; an empty tuple where `noise` is all there is to ask."""
+        return self.field.path.begin()
+
+    def draw_noise(self, t, t_next, rest):
+        """The equation with the noise from `t` to `t_next`; that noise, and what is left.
+
+        Args:
+            t: `(rows,)`, where the last step ended.
+            t_next: `(rows,)`.
+            rest: what was left there, a `Rest`.
+        """
+        increment, rest = self.field.path.draw(t, t_next, rest)
+        return BoundEquation(self.field.driven_by(increment), self.theta), increment, rest
+
     def noise(self, t, t_next):
         """The `Increment` of the trajectories' Brownian motions from `t` to `t_next`."""
-        return self.field.path(t, t_next)
+        return self.field.noise(t, t_next)

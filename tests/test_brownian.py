@@ -1,11 +1,13 @@
 """Brownian paths: the law, the consistency of all queries, and the same bits everywhere."""
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from scipy import stats
 
-from keras_neuralde.brownian import BrownianPath, Increment, philox
+from keras_neuralde.brownian import BrownianPath, CutGridPath, Increment, philox
 
 ROWS = 40_000
 SEED = tf.constant([11, 5])
@@ -203,3 +205,108 @@ def test_areas_of_short_steps_in_float32():
     assert normal(increment.area, h / 12) > 1e-3
     exact = ask(path(tf.float64), 0.5 + 100 * h, 0.5 + 101 * h)
     assert normal(exact.area, h / 12) > 1e-3
+
+
+CELLS = np.array([0.0, 0.25, 0.5, 0.75, 1.0])
+
+
+@functools.cache
+def cut(dtype, span, rows=ROWS, seed=3, jit=False):
+    """A path on four cells, of which the first is cut twice in each row and the third once.
+
+    Returns:
+        The lengths of the intervals, `(intervals, rows)`, their `Increment`s, and those of whole
+        cells.
+    """
+    first = np.sort(np.random.default_rng(seed).uniform(0.0, 0.25, (2, rows)), axis=0)
+    third = np.random.default_rng(seed + 1).uniform(0.5, 0.75, (1, rows))
+    times = [np.full((1, rows), end) for end in CELLS]
+    times = np.concatenate([times[0], first, *times[1:3], third, *times[3:]])
+    times = span[0] + (span[1] - span[0]) * times
+    ends = [tf.fill([rows], tf.constant(t, dtype)) for t in span]
+    # One cell is a quarter of the span.
+    cell = tf.constant(abs(span[1] - span[0]) / 4, dtype)
+
+    path = CutGridPath(SEED, tf.range(rows), 2, *ends, cell=cell)
+    draw = tf.function(path.draw, jit_compile=jit, autograph=False)
+    rest, found = path.begin(), []
+    for t, t_next in zip(times[:-1], times[1:], strict=True):
+        increment, rest = draw(tf.constant(t, dtype), tf.constant(t_next, dtype), rest)
+        found.append(increment)
+    whole = BrownianPath(SEED, tf.range(rows), 2, *ends, cell=cell, split=False)
+    grid = span[0] + (span[1] - span[0]) * CELLS
+    cells = [
+        whole(*(tf.fill([rows], tf.constant(t, dtype)) for t in pair))
+        for pair in zip(grid[:-1], grid[1:], strict=True)
+    ]
+    return np.abs(np.diff(times, axis=0)), found, cells
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("span", [(0.0, 1.0), (1.5, -2.0)])
+def test_law_on_a_grid_that_is_cut(dtype, span):
+    """All intervals are independent, and N(0, h) and N(0, h / 12); those of a cell make up it."""
+    lengths, found, cells = cut(dtype, span)
+    scaled = []
+    for h, increment in zip(lengths, found, strict=True):
+        w = increment.w.numpy() / np.sqrt(h)[:, None]
+        area = increment.area.numpy() / np.sqrt(h / 12.0)[:, None]
+        assert normal(w, 1.0) > 1e-3 and normal(area, 1.0) > 1e-3
+        # Laws that are nearly right are told apart, and so is a chord instead of a bridge.
+        assert normal(w, 1.1) < 1e-3 and normal(area, 1.1) < 1e-3
+        scaled += [w[:, 0], w[:, 1], area[:, 0], area[:, 1]]
+    chord = (
+        cells[0].w.numpy() * lengths[0][:, None] / (lengths[0] + lengths[1] + lengths[2])[:, None]
+    )
+    assert normal(chord / np.sqrt(lengths[0])[:, None], 1.0) < 1e-3
+    count = len(scaled)
+    off = np.corrcoef(scaled) - np.eye(count)
+    assert np.max(np.abs(off)) < 5 / np.sqrt(ROWS)
+    # Not only uncorrelated: neither are squares, which a law with the wrong mixture would show.
+    off = np.corrcoef(np.square(scaled)) - np.eye(count)
+    assert np.max(np.abs(off)) < 5.5 / np.sqrt(ROWS)
+    # The first cell again from its three parts, and the third from two.
+    for cell, parts in ((0, (0, 1, 2)), (1, (3,)), (2, (4, 5)), (3, (6,))):
+        w = area = 0.0
+        size = sum(lengths[k] for k in parts)[:, None]
+        sign = 1.0 if span[1] > span[0] else -1.0
+        for k in parts:
+            h = lengths[k][:, None] * sign
+            area += h * (w + 0.5 * found[k].w + found[k].area)
+            w += found[k].w
+        tolerance = 1e-5 if dtype == tf.float32 else 1e-13
+        np.testing.assert_allclose(w, cells[cell].w, atol=tolerance)
+        mean = area / (sign * size) - 0.5 * w
+        np.testing.assert_allclose(mean, cells[cell].area, atol=tolerance)
+
+
+def test_a_cell_drawn_anew_at_a_cut_is_told_apart():
+    """The negative control of the sums above."""
+    lengths, found, cells = cut(tf.float64, (0.0, 1.0))
+    other = cut(tf.float64, (0.0, 1.0), seed=8)[1]
+    wrong = found[0].w + other[1].w + found[2].w - cells[0].w
+    assert np.max(np.abs(wrong)) > 1e-2
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_grid_that_is_cut_is_the_same_everywhere(dtype):
+    plain, compiled = (cut(dtype, (0.0, 1.0), rows=64, jit=jit)[1] for jit in (False, True))
+    for a, b in zip(plain, compiled, strict=True):
+        tolerance = 3e-7 if dtype == tf.float32 else 1e-14
+        np.testing.assert_allclose(a.w, b.w, rtol=0, atol=tolerance)
+        np.testing.assert_allclose(a.area, b.area, rtol=0, atol=tolerance)
+
+
+def test_rows_that_rest_keep_what_is_left():
+    one, half = tf.ones(2, tf.float64), tf.constant([0.4, 0.4], tf.float64)
+    path = CutGridPath(SEED, tf.constant([5, 5]), 1, 0.0 * one, one, tf.constant(1.0, tf.float64))
+    first, rest = path.draw(0.0 * one, half, path.begin())
+    pause, later = path.draw(half, tf.constant([0.4, 0.7], tf.float64), rest)
+    assert float(pause.w[0, 0]) == float(pause.area[0, 0]) == 0.0
+    for old, new in zip(rest, later, strict=True):
+        np.testing.assert_array_equal(old[..., 0], new[..., 0])
+    last, rest = path.draw(tf.constant([0.4, 0.7], tf.float64), one, later)
+    np.testing.assert_allclose(first.w[0] + last.w[0], first.w[1] + pause.w[1] + last.w[1])
+    np.testing.assert_array_equal(rest.w, 0.0)
+    with pytest.raises(NotImplementedError, match="draw"):
+        path(half, one)

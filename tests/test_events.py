@@ -1,5 +1,6 @@
 """Events: where they are found, what is saved there, and the gradient through them."""
 
+import os
 import types
 
 import numpy as np
@@ -161,7 +162,8 @@ def solved(f, y0, t_span, p=None, **keywords):
     @in_graph
     def run():
         sol = nde.solve(nde.ODEProblem(f, y0, t_span, p), **keywords)
-        return {name: getattr(sol, name) for name in FIELDS} | {"steps": sol.stats.num_steps}
+        found = {name: getattr(sol, name) for name in FIELDS if getattr(sol, name) is not None}
+        return found | {"steps": sol.stats.num_steps}
 
     return types.SimpleNamespace(**run())
 
@@ -550,3 +552,82 @@ def test_a_rerun_takes_the_decisions_of_the_first_run(dtype):
     (few, low), (many, high) = compiled(4, p, rate), compiled(1024, p, rate)
     assert np.all(few == many) and np.all(few > 60)
     np.testing.assert_allclose(low, high, rtol=1e-4 if dtype == tf.float32 else 1e-12)
+
+
+def oscillator(t, y, p):
+    """Van der Pol's, the stiffer the larger p[..., 0]."""
+    x, v = y[..., 0], y[..., 1]
+    return tf.stack([v, p[..., 0] * (1.0 - x**2) * v - x], -1)
+
+
+KICK = nde.ContinuousEvent(
+    lambda t, y, p: y[..., 0] - p[..., 1],
+    lambda t, y, p: tf.stack([y[..., 0] + 0.3 * p[..., 1], y[..., 1]], -1),
+    direction=-1,
+)
+
+
+def kicks(p, solver, **keywords):
+    """A smooth function of what happens to oscillators that are stiff and that are not."""
+    y0 = tf.constant([[2.0, 0.0], [2.0, 0.0]], p.dtype)
+    spans = tf.zeros(2, p.dtype), tf.constant([75.0, 2.0], p.dtype)
+    problem = nde.ODEProblem(oscillator, y0, spans, p)
+    sol = nde.solve(problem, solver, batch_ndims=1, events=[KICK], **keywords)
+    times = tf.where(sol.event_index < 0, tf.zeros_like(sol.event_times), sol.event_times)
+    return sol, tf.stack([times[0, 0] + sol.y[0, 0], tf.reduce_sum(times[1, :3]) + sol.y[1, 0]])
+
+
+STIFF_AND_NOT = np.array([[100.0, 1.5], [0.5, 1.5]])
+
+
+def check_kicks(counts, found, bars):
+    """Against `rodas5p` with many digits, and differences of it."""
+
+    @in_graph
+    def exact(p):
+        return kicks(p, "rodas5p", rtol=1e-9, atol=1e-11)[1]
+
+    np.testing.assert_allclose(found, exact(tf.constant(STIFF_AND_NOT)), rtol=1e-5)
+    # Steps of Tsit5 at the limit of its stability would be thousands, and their derivative huge.
+    assert counts.num_implicit[0] > 10 and counts.num_steps[0] < 500
+    assert counts.num_implicit[1] == 0
+    differences = np.zeros((2, 2))
+    for column in range(2):
+        h = 1e-4 * STIFF_AND_NOT * np.eye(2)[column]
+        sides = [exact(tf.constant(STIFF_AND_NOT + s * h)).numpy() for s in (1, -1)]
+        differences[:, column] = (sides[0] - sides[1]) / (2.0 * h[:, column])
+    np.testing.assert_allclose(bars, differences, rtol=1e-4)
+
+
+def test_auto_takes_implicit_steps_where_a_stiff_equation_has_events():
+    @in_graph
+    def run(p):
+        with tf.GradientTape() as tape:
+            tape.watch(p)
+            sol, found = kicks(p, "auto", rtol=1e-7, atol=1e-9, checkpoints=8)
+            total = tf.reduce_sum(found)
+        return sol.stats.num_steps, sol.stats.num_implicit, found, tape.gradient(total, p)
+
+    steps, implicit, found, bars = run(tf.constant(STIFF_AND_NOT))
+    check_kicks(types.SimpleNamespace(num_steps=steps, num_implicit=implicit), found, bars)
+
+
+def test_an_event_that_does_not_happen_changes_no_step():
+    """Steps at the limit of stability, where the controller has much to say."""
+    never = nde.DiscreteEvent(lambda t, y, p: t < 0.0, lambda t, y, p: 2.0 * y)
+    counts = []
+    for events in ([], [never]):
+        sol = solved(lambda t, y, p: 300.0 * (tf.cos(t) - y), np.ones(1), (0.0, 1.0), events=events)
+        counts.append(int(sol.steps))
+    assert counts[0] == counts[1] > 20
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("TEST_WHOLE"), reason="a minute: TEST_WHOLE=1 make test")
+def test_auto_finds_out_eagerly_that_an_equation_with_events_is_stiff():
+    p = tf.constant(STIFF_AND_NOT)
+    with tf.GradientTape() as tape:
+        tape.watch(p)
+        sol, found = kicks(p, "auto", rtol=1e-7, atol=1e-9)
+        total = tf.reduce_sum(found)
+    check_kicks(sol.stats, found, tape.gradient(total, p))

@@ -119,8 +119,12 @@ def test_birth_and_death_and_the_gradient_of_its_mean():
         np.testing.assert_allclose(np.mean(found, axis=0)[k], exact[k], rtol=0.1)
 
 
-def test_gradients_of_flow_maps_and_marks_are_those_of_the_path():
-    """Against finite differences with the same random numbers, on a stochastic equation."""
+@pytest.mark.parametrize("between", [1.37, 1.3])
+def test_gradients_of_flow_maps_and_marks_are_those_of_the_path(between):
+    """Against finite differences with the same random numbers, on a stochastic equation.
+
+    With a save point off the grid of steps the noise comes from a tree, without one from the grid.
+    """
 
     def value(p):
         problem = nde.SDEProblem(
@@ -135,7 +139,7 @@ def test_gradients_of_flow_maps_and_marks_are_those_of_the_path():
         ]  # fmt: skip
         sol = nde.solve(
             nde.JumpProblem(problem, jumps), "euler_maruyama", dt0=0.1, controller="constant",
-            batch_ndims=1, saveat=[0.5, 1.37, 2.0], seed=4, checkpoints=16,
+            batch_ndims=1, saveat=[0.5, between, 2.0], seed=4, checkpoints=16,
         )  # fmt: skip
         return tf.reduce_sum(tf.sin(sol.y) * [[1.0], [2.0], [3.0]])
 
@@ -360,3 +364,38 @@ def test_a_jacobian_of_the_equation_does_not_stand_for_the_larger_one():
         return nde.solve(nde.JumpProblem(problem, [jump]), "rosenbrock23", **options).y
 
     np.testing.assert_array_equal(end(True), end(False))
+
+
+def walk(y0, jumps, jit=True):
+    """Brownian motion in the first component, the sum of what it is at jumps in the second."""
+
+    @tf.function(autograph=False, jit_compile=jit)
+    def run():
+        problem = nde.SDEProblem(
+            lambda t, y, p: 0.0 * y,
+            lambda t, y, p: tf.stack([tf.ones_like(t), tf.zeros_like(t)], -1),
+            y0, (0.0, 1.0), noise="additive",
+        )  # fmt: skip
+        problem = nde.JumpProblem(problem, jumps) if jumps else problem
+        options = {"dt0": 1.0, "controller": "constant", "saveat": [1.0]}
+        return nde.solve(problem, "euler_maruyama", batch_ndims=1, seed=9, **options).y
+
+    return run().numpy()
+
+
+def test_noise_between_the_jumps_of_a_step():
+    """S, the sum of W at the jumps, has E S² = λ / 2 + λ² / 3; all are in one step."""
+    rate = 6.0
+    jump = nde.ConstantRateJump(
+        rate, lambda t, y, p: tf.stack([y[..., 0], y[..., 1] + y[..., 0]], -1)
+    )
+    y0 = tf.zeros((PATHS, 2), tf.float64)
+    jumping, still = walk(y0, [jump]), walk(y0, [])
+    # Jumps that leave W alone leave its path alone, which has the noise of steps that are not cut.
+    np.testing.assert_allclose(jumping[..., 0], still[..., 0], atol=1e-13)
+    assert np.abs(jumping[:, 1:, 0] - still[:, :-1, 0]).mean() > 0.1
+    square = jumping[-1, :, 1] ** 2
+    assert deviation(square, rate / 2 + rate**2 / 3) < 4.0
+    # On the chord of the step it would be less.
+    assert deviation(square, rate / 3 + rate**2 / 4) > 4.0
+    np.testing.assert_allclose(walk(y0[:64], [jump], jit=False), jumping[:, :64], atol=1e-12)

@@ -363,7 +363,9 @@ class Backward:
                 t, t_next, y, save, y_bar, save_rate
             )
         y1_bar, end_bar, count, more = walk.y_bar, walk.t_bar, walk.count, None
+        field = self.field
         if plan.happenings is not None:
+            field = field.driven_by(record.noise) if record.noise else field
             more = plan.happenings.reverse(
                 plan, self.field, theta, record, walk.y_bar, walk.t_bar, walk.count, self.told
             )
@@ -371,7 +373,7 @@ class Backward:
             dense_bar = more.dense if dense_bar is None else dense_bar + more.dense
             direct, t_extra = direct + more.y, t_extra + more.t
         t_bar, t_next_bar, y_before, theta_bar, variables_bar = step.step_vjp(
-            self.field, t, t_next, y, theta, y1_bar, dense_bar, self.time_gradient
+            field, t, t_next, y, theta, y1_bar, dense_bar, self.time_gradient
         )
         y_before += direct
         if more is not None:

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from keras_neuralde import captures, solvers, values
+from keras_neuralde import captures, values
 from keras_neuralde.equations.base import Equation, Lifted, checked, spanning
-from keras_neuralde.equations.stochastic import trajectories_of, words_of
+from keras_neuralde.equations.stochastic import LiftedStochastic, trajectories_of, words_of
 from keras_neuralde.events import DISCRETE, PRESET, RATE, ROOT
 from keras_neuralde.happenings import Channel, Happenings
 
@@ -31,9 +31,7 @@ class HybridEquation(Equation):
         return any(one.kind == RATE or one.uniforms or one.waits for one in self.happenings)
 
     def choose_solver(self, solver, adjoint, controller):
-        chosen = self.inner.choose_solver(solver, adjoint, controller)
-        # What happens between steps is told of steps of one kind.
-        return "tsit5" if isinstance(chosen, solvers.Switching) else chosen
+        return self.inner.choose_solver(solver, adjoint, controller)
 
     def check(self, settings):
         self.inner.check(settings)
@@ -44,10 +42,10 @@ class HybridEquation(Equation):
                 f"events and jumps are not for {kind}; use a method such as 'tsit5' on an "
                 f"ODEProblem. Received: solver={solver!r}"
             )
-        if solver.switches or solver.watches or solver.splits:
+        if solver.splits:
             raise ValueError(
-                "events and jumps need a method whose steps are all of one kind, for an equation "
-                f"in one part; use 'tsit5', or 'rodas5p' for stiff equations. Received: {solver!r}"
+                "events and jumps are for equations in one part; use 'tsit5', or 'rodas5p' for "
+                f"stiff ones, on an ODEProblem. Received: {solver!r}"
             )
         if solver.copies > 1:
             raise ValueError(
@@ -97,10 +95,10 @@ class HybridEquation(Equation):
 
     def shape(self, saves, watched, settings, inputs):
         shape = self.inner.shape(saves, watched, settings, inputs)
-        if any(one.kind in (PRESET, RATE) for one in self.happenings):
-            shape = dataclasses.replace(shape, on_grid=False)
+        cut = any(one.kind in (PRESET, RATE) for one in self.happenings)
         # Where the times are not known yet, jumps are refused a backward span by a status.
-        return dataclasses.replace(shape, forwards=any(not h.recorded for h in self.happenings))
+        forwards = any(not one.recorded for one in self.happenings)
+        return dataclasses.replace(shape, cut=cut, forwards=forwards)
 
     def key(self, references):
         return "hybrid", self.inner.key(references), *(h.key(references) for h in self.happenings)
@@ -110,7 +108,10 @@ class HybridEquation(Equation):
         jumps = any(not one.recorded for one in self.happenings)
         # The leaves of the state come before the likelihood of the jumps and their clocks.
         leaves = len(tf.nest.flatten(layout.structure[0])) if jumps else None
-        return LiftedHybrid(self.inner.lift(layout, p), channels, leaves)
+        inner = self.inner.lift(layout, p)
+        if jumps and isinstance(inner, LiftedStochastic):
+            inner = inner.with_silent(sum(layout.sizes[leaves:]))
+        return LiftedHybrid(inner, channels, leaves)
 
 
 class LiftedHybrid(Lifted):

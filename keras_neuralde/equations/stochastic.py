@@ -9,7 +9,7 @@ from tensorflow.python.framework.config import (
 )
 
 from keras_neuralde import captures, solvers, values
-from keras_neuralde.brownian import BrownianPath
+from keras_neuralde.brownian import BrownianPath, CutGridPath
 from keras_neuralde.equations.base import Equation, Lifted, checked, spanning
 from keras_neuralde.equations.ordinary import refuse_delay_solver
 from keras_neuralde.programs import function_key
@@ -115,16 +115,27 @@ def _check_adjoint(problem, adjoint):
 
 
 class LiftedStochastic(Lifted):
-    """The traced drift and diffusion."""
+    """The traced drift and diffusion.
 
-    def __init__(self, lifted):
+    Args:
+        lifted: the `LiftedEquation`.
+        silent: as in `StochasticField`.
+    """
+
+    def __init__(self, lifted, silent=0):
         self.functions = (lifted.drift, lifted.diffusion)
-        self.lifted = lifted
+        self.lifted, self._silent = lifted, silent
+
+    def with_silent(self, count):
+        """The same where no noise drives the last `count` components of the state."""
+        shared = self.lifted.columns is not None or self.lifted.noise == "scalar"
+        return LiftedStochastic(self.lifted, 0 if shared else count)
 
     def bind(self, context):
-        path = _brownian_path(self.lifted.components(context.layout), context)
+        layout, silent = context.layout, self._silent
+        path = _brownian_path(self.lifted.components(layout) - silent, context)
         return StochasticField(
-            self.lifted, context.layout, context.batch_dims, context.p_leaves, path
+            self.lifted, layout, context.batch_dims, context.p_leaves, path, silent
         )
 
 
@@ -135,10 +146,11 @@ def _brownian_path(components, context):
     end = tf.broadcast_to(tf.reshape(inputs["t1"], [-1]), [rows])
     trajectory = trajectories_of(inputs, rows)
     cell = inputs["dt0"] if settings.constant_steps else None
-    split = not context.shape.on_grid
-    return BrownianPath(
-        inputs["seed"], trajectory, components, terms.t0, end, cell=cell, split=split
-    )
+    shape = context.shape
+    common = inputs["seed"], trajectory, components, terms.t0, end, cell
+    if shape.on_grid and shape.cut:
+        return CutGridPath(*common)
+    return BrownianPath(*common, split=not shape.on_grid)
 
 
 def trajectories_of(inputs, rows):

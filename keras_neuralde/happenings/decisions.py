@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from keras_neuralde.brownian import Increment
 from keras_neuralde.events import DISCRETE, PRESET, RATE, ROOT
 from keras_neuralde.happenings.affects import Affects, number_of
 from keras_neuralde.happenings.draws import Draws
@@ -91,7 +92,8 @@ class Happenings:
         log = self._logbook.empty(t, y)
         log = self._logbook.write(log, t[None], fired[None], before[None], tf.constant(1))
         control = tf.concat([carry.control[:4], status[None], carry.control[5:]], 0)
-        memory = Memory(due, fired, fired, number + 1)
+        noise = g.begin_noise() if plan.solver.stochastic else ()
+        memory = Memory(due, fired, fired, number + 1, noise)
         return carry._replace(y=y1, solver_state=state, control=control, memory=memory), log
 
     def _fired_at_start(self, terms, t):
@@ -119,6 +121,10 @@ class Happenings:
         rows, width = tf.unstack(tf.shape(carry.y))
         dtype, n = carry.y.dtype, len(self.channels)
         degree = plan.solver.dense_degree()
+        noise = carry.memory.noise
+        if noise:
+            components = noise.w.shape[0]
+            noise = Increment(*(tf.zeros((size, rows, components), dtype) for _ in range(2)))
         return HybridRing(
             tf.zeros((size, 3, rows), dtype),
             tf.zeros((size, rows, width), dtype),
@@ -126,9 +132,11 @@ class Happenings:
             tf.zeros((size, n, rows), tf.int32),
             tf.zeros((size, 3, rows), tf.int32),
             tf.zeros((size, n, rows, width), dtype),
+            tf.zeros((size, rows), dtype) if plan.switches else (),
+            noise,
         )
 
-    def settle(self, plan, g, terms, before, after, record, forced=None):
+    def settle(self, plan, g, terms, before, after, record, forced=None, noise=()):
         """Decides what happened during a turn.
 
         Args:
@@ -140,6 +148,7 @@ class Happenings:
             record: the turn's `Ring`.
             forced: `(known, fired)`: when a recorded turn is repeated, its `(channels, rows)`
                 booleans replace the decision what happened where `known`.
+            noise: what `HybridRing.noise` is.
 
         Returns:
             The new carry and the turn's `HybridRing`.
@@ -205,13 +214,15 @@ class Happenings:
             tf.where(moved, fired, memory.fired),
             memory.counts + fired,
             number + tf.cast(happened, tf.int32),
+            after.memory.noise,
         )
         root = self._cutter(found.theta, together)
         root = tf.where(rooted & self._any(together, self.roots), root, -tf.ones_like(root))
         pinned = moved & self._at_stop(t_next, before.memory)
         record = HybridRing(
             tf.stack([t, t_stop, t_next]), record.y, record.dense, fired,
-            tf.stack([root, tf.cast(pinned, tf.int32), number]), states,
+            tf.stack([root, tf.cast(pinned, tf.int32), number]), states, record.kind,
+            noise,
         )  # fmt: skip
         return after._replace(y=y1, solver_state=state, control=control, memory=memory), record
 

@@ -1,6 +1,6 @@
 """What is kept about what happened: from turn to turn, of a segment, and of the whole solve."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -13,12 +13,15 @@ class Memory(NamedTuple):
         fired: `(channels, rows)` int32, which channels happened at the end of the last step.
         counts: the same, how often each happened.
         number: `(rows,)` int32, how often anything did: the counter of random numbers.
+        noise: what is left of the noise of a grid's step that was cut, a `brownian.Rest`; an empty
+            tuple for other paths and without noise.
     """
 
     due: tf.Tensor
     fired: tf.Tensor
     counts: tf.Tensor
     number: tf.Tensor
+    noise: Any = ()
 
 
 class HybridRing(NamedTuple):
@@ -32,7 +35,8 @@ class HybridRing(NamedTuple):
         notes: `(size, 3, rows)` int32: the channel whose root cut the step or -1, whether the
             step's end was a stop, and the counter of random numbers.
         before: `(size, channels, rows, width)`, the states before the affects.
-        kind: an empty tuple: all steps are of one kind.
+        kind: as in `integrate.Ring`.
+        noise: the `brownian.Increment` of the step where `Memory.noise` is more than empty.
     """
 
     times: tf.Tensor
@@ -41,7 +45,8 @@ class HybridRing(NamedTuple):
     fired: tf.Tensor
     notes: tf.Tensor
     before: tf.Tensor
-    kind: tuple = ()
+    kind: tf.Tensor | tuple = ()
+    noise: Any = ()
 
 
 class Log(NamedTuple):
