@@ -98,6 +98,11 @@ def answer(call, seconds, lines, say, **more):
     result = call()
     first = time.perf_counter() - began
     say(json.dumps({"first": first} | {name: function(result) for name, function in more.items()}))
+    times(call, seconds, lines, say)
+
+
+def times(call, seconds, lines, say):
+    """One time for each line: the median over as many calls as the seconds allow."""
     for _ in lines:
         samples, end = [], time.perf_counter() + seconds
         while not samples or time.perf_counter() < end:

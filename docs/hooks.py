@@ -138,6 +138,25 @@ def work_precision_rows():
     yield f"{record['date']}, {record['cores']} cores, load {record['load']:.1f}."
 
 
+def equal_error_rows():
+    """The time that each tool takes for one error of a Brusselator and of its gradient."""
+    path = _RESULTS / "equal_error.json"
+    if not path.exists():
+        yield "Measured by `python -m benchmarks.equal_error`."
+        return
+    names = {"rodas5p": "`rodas5p`", "kvaerno5": "`kvaerno5`", "diffrax": "diffrax, `Kvaerno5`"}
+    record = json.loads(path.read_text())
+    yield "| | tool | rtol = atol | error | call | × `rodas5p` |"
+    yield "|---|---|---|---|---|---|"
+    for case in record["cases"].values():
+        for tool, row in case["tools"].items():
+            cells = [case["title"], names[tool], f"{row['rtol']:.0e}", f"{row['error']:.0e}"]
+            cells += [f"{1e3 * row['call']:.3g} ms", f"{row['ratio']:.2g}"]
+            yield "| " + " | ".join(cells) + " |"
+    yield ""
+    yield f"{record['machine']}. Made by `python -m benchmarks.equal_error`."
+
+
 def time_for(points, error):
     """The least time for an error by linear interpolation of logarithms; `None` if out of range."""
     found = []
@@ -243,6 +262,7 @@ _TABLES = {
     "<!-- explicit methods -->": explicit_rows,
     "<!-- implicit methods -->": implicit_rows,
     "<!-- work precision -->": work_precision_rows,
+    "<!-- equal error -->": equal_error_rows,
     "<!-- adjoints -->": adjoint_rows,
     "<!-- frozen steps -->": frozen_rows,
     "<!-- stochastic methods -->": stochastic_rows,

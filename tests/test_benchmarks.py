@@ -232,6 +232,30 @@ def test_work_precision_curves(tmp_path):
         assert loose["time"] > 0.0
 
 
+@pytest.mark.slow
+def test_the_brusselator_at_equal_errors():
+    from benchmarks import equal_error
+
+    record = equal_error.main(["--smoke", "--peers", "--rounds", "1"])
+    tools = record["cases"]["values"]["tools"]
+    assert tools.keys() == set(equal_error.OURS)
+    for row in tools.values():
+        assert row["error"] <= record["error"] and row["call"] > 0.0
+
+
+def test_the_tolerance_of_an_error():
+    """One that comes near by chance does not count."""
+    from benchmarks.workers import equal_error
+
+    def error_at(tolerance):
+        return 1e-9 if tolerance == 1e-4 else 10.0 * tolerance
+
+    tolerance, error = equal_error.loosest(error_at, 1.0001e-6)
+    np.testing.assert_allclose([tolerance, error], [1e-7, 1e-6], rtol=1e-9)
+    with pytest.raises(RuntimeError, match="no tolerance"):
+        equal_error.loosest(lambda tolerance: 1.0, 1e-6)
+
+
 def test_the_time_for_an_error():
     from docs import hooks
 

@@ -27,6 +27,30 @@ def build(spec, arrays):
     return _evaluation(spec, task, y0, p)
 
 
+def at_tolerance(spec, arrays):
+    """The result of a stiff workload as a function of its tolerances, compiled once.
+
+    Args:
+        spec: the workload's settings, its tolerances left out.
+        arrays: its arrays.
+
+    Returns:
+        A function of one number, rtol and atol.
+    """
+    y0, p = jnp.asarray(arrays["y0"]), [jnp.asarray(leaf) for leaf in arrays["p"]]
+    times, target = jnp.asarray(arrays["times"]), jnp.asarray(arrays["target"])
+
+    @jax.jit
+    def run(tolerance):
+        general = spec | {"joint": False, "rtol": tolerance, "atol": tolerance}
+        states = _states(general, times)
+        if spec["task"] == "solve":
+            return states(y0, p)
+        return jnp.concatenate(_gradient(states, target)(y0, p))
+
+    return lambda tolerance: np.asarray(run(tolerance))
+
+
 def _batched(spec):
     """Whether trajectories are vectorised with vmap, each with its own steps."""
     return spec["batch"] not in (None, 1) and not spec["joint"]

@@ -51,6 +51,31 @@ def _build(spec, arrays):
     return _evaluation(spec, states if spec["task"] == "solve" else _gradient(loss), y0, p)
 
 
+def at_tolerance(spec, arrays, method):
+    """The result of a stiff workload as a function of its tolerances, compiled once.
+
+    Args:
+        spec: the workload's settings, its tolerances left out.
+        arrays: its arrays.
+        method: the name of the solver.
+
+    Returns:
+        A function of one number, rtol and atol.
+    """
+    y0, p = tf.constant(arrays["y0"]), [tf.constant(leaf) for leaf in arrays["p"]]
+    times, target = tf.constant(arrays["times"]), tf.constant(arrays["target"])
+    general = spec | {"joint": False, "method": method}
+
+    @tf.function(jit_compile=True)
+    def run(tolerance):
+        states = _states(general | {"rtol": tolerance, "atol": tolerance}, times)
+        if spec["task"] == "solve":
+            return states(y0, p)
+        return tf.concat(_gradient(_loss(states, target, 1))(y0, p), 0)
+
+    return lambda tolerance: run(tf.constant(tolerance, y0.dtype)).numpy()
+
+
 def _field(spec):
     def lotka_volterra(t, y, p):
         u, v = tf.unstack(y, axis=-1)
@@ -107,7 +132,7 @@ def _states(spec, times):
     def states(y0, p):
         y = nde.solve(
             nde.ODEProblem(field, y0, (0.0, spec["t1"]), p, jac_sparsity=_sparsity(spec)),
-            "rodas5p" if spec["field"] in STIFF else "tsit5",
+            spec.get("method") or ("rodas5p" if spec["field"] in STIFF else "tsit5"),
             saveat=None if final else times,
             rtol=spec["rtol"],
             atol=spec["atol"],

@@ -24,7 +24,8 @@ class Switching(Solver):
 
     An explicit step measures the largest eigenvalue that it met by its last two stages, both at
     the end of the step: ρ = ‖k_7 - k_6‖ / ‖Y_7 - Y_6‖ (Hairer & Wanner, "Solving Ordinary
-    Differential Equations II", section IV.2). Where h ρ comes to nine tenths of the stability limit
+    Differential Equations II", section IV.2), in units of the tolerances: a component that is
+    stiff may be decades smaller than others, whose differences would hide it. Where h ρ comes to nine tenths of the stability limit
     step after step, stability and not accuracy limits the step: the row goes on with the implicit
     method. That one knows the Jacobian; when h ‖J‖ falls below the same limit for some steps, the
     row returns.
@@ -108,6 +109,9 @@ class Switching(Solver):
         before = y + h * combine(table.a[-2], ks)
         # h ‖k_7 - k_6‖ against the limit times ‖Y_7 - Y_6‖, in one sum.
         excess = tf.square(h * (ks[-1] - ks[-2])) - _LIMIT**2 * tf.square(y1 - before)
+        if g.implicit.tolerances is not None:
+            rtol, atol = g.implicit.tolerances
+            excess /= tf.square(atol + rtol * tf.maximum(tf.abs(y), tf.abs(y1)))
         high = tf.reduce_sum(excess, axis=1) > 0.0
         coefficients = method.polynomial(h, ks) if dense else ()
         return y1, method.error_estimate(h, ks), ks[-1], high, coefficients

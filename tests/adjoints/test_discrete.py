@@ -59,6 +59,12 @@ def forced(t, y, p):
     return p[0] * tf.sin(time * y) - p[1] * y[..., ::-1] * tf.cos(time)
 
 
+def pulled(t, y, p):
+    """`forced`, whose second component is pulled to a curve: stiff, and not linear."""
+    away = y[..., 1:] - tf.cos(tf.reshape(t, tf.concat([tf.shape(t), [1]], 0))) + 1.48
+    return forced(t, y, p) - 1e4 * tf.pad(away + away**3, [[0, 0]] * (y.shape.rank - 1) + [[1, 0]])
+
+
 WEIGHTS = np.random.default_rng(3).normal(size=(4, 2))
 
 
@@ -71,9 +77,12 @@ SOME_SLOW = [
 
 @pytest.mark.parametrize("name", SOME_SLOW)
 def test_every_method_in_y0_p_and_all_times_with_fixed_steps(name):
+    """Implicit methods on an equation that is stiff: h λ = -700."""
+    field = forced if name in EXPLICIT else pulled
+
     def loss(y0, p, t0, t1, saves):
         sol = nde.solve(
-            nde.ODEProblem(forced, y0, (t0, t1), p),
+            nde.ODEProblem(field, y0, (t0, t1), p),
             name,
             saveat=saves,
             dt0=0.07,

@@ -83,7 +83,7 @@ class TestAgainstRosenbrock:
 
 class TestGradients:
     @pytest.mark.slow
-    @pytest.mark.parametrize("name", ["trbdf2", "kvaerno5"])
+    @pytest.mark.parametrize("name", ["trbdf2", "kvaerno5", "rosenbrock23"])
     def test_in_everything(self, name):
         """Against central differences of the same steps, at their ends and between them."""
 

@@ -138,10 +138,17 @@ class TestJacobians:
 
     @pytest.mark.slow
     @pytest.mark.parametrize(
-        ("way", "n"),
-        [("automatic", 12), ("jacobian", 3), ("jac_sparsity", 12), ("jac_sparsity", 40)],
+        ("name", "way", "n"),
+        [
+            ("rodas5p", "automatic", 12),
+            ("rodas5p", "jacobian", 3),
+            ("rodas5p", "jac_sparsity", 12),
+            ("rodas5p", "jac_sparsity", 40),
+            ("trbdf2", "jacobian", 12),
+            ("trbdf2", "jac_sparsity", 40),
+        ],
     )
-    def test_gradients(self, way, n):
+    def test_gradients(self, name, way, n):
         extra = {
             "automatic": {},
             "jacobian": {"jacobian": ring_jacobian},
@@ -150,7 +157,7 @@ class TestJacobians:
 
         def loss(y0, p):
             problem = nde.ODEProblem(ring, y0, (0.0, 0.5), p, **extra)
-            sol = nde.solve(problem, "rodas5p", dt0=0.1, controller="constant", saveat=[0.23, 0.5])
+            sol = nde.solve(problem, name, dt0=0.1, controller="constant", saveat=[0.23, 0.5])
             return tf.reduce_sum(tf.sin(sol.y))
 
         check(loss, ring_state(1, n)[0], 20.0)

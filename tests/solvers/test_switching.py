@@ -82,6 +82,16 @@ class TestStiffEquations:
         # Van der Pol's oscillator turns easy at its jumps, Robertson's reaction never.
         assert (sol.stats.num_switches > 2) == (name == "van_der_pol")
 
+    def test_a_stiff_component_that_is_decades_smaller_is_noticed(self):
+        """At tight tolerances too, where it moves by much less than the others."""
+        case = stiff_problems.PROBLEMS["robertson"]
+        problem = nde.ODEProblem(case.f, case.y0, (0.0, case.t1))
+        sol = nde.solve(problem, rtol=1e-8, atol=case.atol)
+        np.testing.assert_allclose(sol.y, case.y1, rtol=1e-6)
+        # Explicit steps up to t = 1 alone take 700.
+        assert sol.stats.num_accepted - sol.stats.num_implicit < 200
+        assert sol.stats.num_switches == 1
+
     def test_each_trajectory_by_itself(self):
         strength = np.array([[1.0], [1e5], [10.0]])
         problem = nde.ODEProblem(stiff_for_a_while, np.ones((3, 1)), (0.0, 3.0), strength)
