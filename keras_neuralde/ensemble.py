@@ -83,7 +83,7 @@ class EnsembleSolution(Solution):
         count = tf.reduce_sum(tf.cast(good, tf.int32))
         if tf.executing_eagerly() and count == 0:
             raise ValueError(
-                "no trajectory succeeded, so there is nothing to summarise; `status` says why"
+                "no trajectory succeeded, so there is nothing to summarise; `status` says why."
             )
 
         def statistics(y):
