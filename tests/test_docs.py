@@ -111,7 +111,9 @@ def test_notebooks_hold_the_whole_script():
     spec.loader.exec_module(notebooks)
     for script in (ROOT / "examples").glob("*.py"):
         source = script.read_text(encoding="utf-8")
-        code = "\n".join(text for kind, text in notebooks.cells(source) if kind == "code")
+        code = "\n".join(
+            text for kind, text in notebooks.cells(source, script.stem) if kind == "code"
+        )
         held = {ast.dump(node) for node in ast.parse(code).body}
         body = ast.parse(source).body[1:]
         lost = [ast.unparse(node) for node in body[:-1] if ast.dump(node) not in held]
