@@ -177,7 +177,9 @@ def draw(target, fields, path):
         ax.plot(TIMES, target[:, row].mean(axis=(1, 2)), "k-", label="data")
         ax.plot(TIMES, fields[:, row].mean(axis=(1, 2)), "--", color="#D55E00", label="forecast")
         ax.set(title=mean, xlabel="t", ylabel=mean, ylim=(0.0, 6.5))
-        ax.legend(loc="upper center", ncols=2, fontsize=8)
+        ax.legend(loc="upper left", fontsize=8)
+    for ax in axes.flat:
+        ax.title.set_size(10)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
