@@ -27,6 +27,18 @@ PICTURE = pathlib.Path(__file__).parents[1] / "docs" / "images" / "work_precisio
 TOLERANCES = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9)
 OURS = ("rodas5p", "rosenbrock23", "kvaerno5", "kencarp4", "auto")
 SCIPY = ("BDF", "Radau", "LSODA")
+#: Colour, marker and line of each method, apart for all eyes; others are drawn in gray.
+STYLES = {
+    "rodas5p": ("#0072B2", "o", "-"),
+    "rosenbrock23": ("#E69F00", "v", "-"),
+    "kvaerno5": ("#009E73", "D", "-"),
+    "kencarp4": ("#D55E00", "p", "-"),
+    "auto": ("#000000", "*", "-"),
+    "SciPy BDF": ("#56B4E9", "s", "--"),
+    "SciPy Radau": ("#CC79A7", "x", "--"),
+    "SciPy LSODA": ("#888888", "+", "--"),
+    "diffrax Kvaerno5": ("#8B5A2B", "^", ":"),
+}
 #: Seconds after which a method does not go on to the next tolerance.
 PATIENCE = 20.0
 
@@ -151,19 +163,19 @@ def draw(record, path):
     import matplotlib.pyplot as plt
 
     names = list(record["curves"])
-    figure, axes = plt.subplots(
-        1, len(names), figsize=(3.4 * len(names), 3.6), squeeze=False, layout="constrained"
-    )
-    for ax, name in zip(axes[0], names, strict=True):
+    rows = -(-(len(names) + 1) // 3)  # a place for each problem, and one for the legend
+    figure, axes = plt.subplots(rows, 3, figsize=(9, 3.3 * rows), layout="constrained")
+    for ax in axes.flat[len(names) :]:
+        ax.set_axis_off()
+    for ax, name in zip(axes.flat, names, strict=False):
         for method, points in record["curves"][name].items():
-            style = "o-" if method in OURS else "s--" if method.startswith("SciPy") else "^:"
+            color, marker, line = STYLES.get(method, ("0.6", ".", "-"))
             errors, times = ([point[key] for point in points] for key in ("error", "time"))
-            ax.loglog(errors, times, style, label=method, markersize=4)
+            ax.loglog(errors, times, line, color=color, marker=marker, label=method, ms=5)
         ax.invert_xaxis()
-        ax.set(title=name.replace("_", " "), xlabel="largest relative error at the end")
+        ax.set(title=name.replace("_", " "), xlabel="largest relative error", ylabel="seconds")
         ax.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("seconds")
-    axes[0, -1].legend(fontsize=7)
+    axes.flat[-1].legend(*axes.flat[0].get_legend_handles_labels(), loc="center")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

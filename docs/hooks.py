@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import pathlib
+import statistics
 
 from keras_neuralde import solvers
 from keras_neuralde.solvers.sde import STOCHASTIC
@@ -72,6 +73,22 @@ def frozen_rows():
             cells += [f"{row['loss']:.1e}", f"{row['true_loss']:.1e}"]
             yield "| " + " | ".join(map(str, cells)) + " |"
         yield ""
+
+
+def fit_rows():
+    """How long a whole training takes; nothing where it was not measured."""
+    path = _RESULTS / "fit.json"
+    if not path.exists():
+        return
+    record = json.loads(path.read_text())
+    titles = {"keras_neuralde": "`model.fit` here", "diffrax": "a loop in diffrax and Optax"}
+    yield f"| {record['epochs']} epochs | from the first import | again | last loss |"
+    yield "|---|---|---|---|"
+    for name, runs in record["results"].items():
+        cells = [titles[name]]
+        for key, unit in (("whole_s", " s"), ("again_s", " s"), ("last_loss", "")):
+            cells.append(f"{statistics.median(run[key] for run in runs):.3g}{unit}")
+        yield "| " + " | ".join(cells) + " |"
 
 
 def serving_rows():
@@ -265,6 +282,7 @@ _TABLES = {
     "<!-- equal error -->": equal_error_rows,
     "<!-- adjoints -->": adjoint_rows,
     "<!-- frozen steps -->": frozen_rows,
+    "<!-- fit -->": fit_rows,
     "<!-- stochastic methods -->": stochastic_rows,
     "<!-- delay benchmark -->": delay_rows,
     "<!-- stochastic benchmark -->": noise_rows,

@@ -10,13 +10,18 @@ LAST = """main()
 
 from IPython.display import Image, display  # noqa: E402
 
-for picture in sorted(pathlib.Path("demo_output").glob("*.png")):
+for picture in sorted(pathlib.Path("demo_output").glob("{name}*.png")):
     display(Image(filename=str(picture)))"""
 ARGUMENTS = 'import sys\n\nsys.argv = ["example"]  # add "--smoke" for a few steps only'
 
 
-def cells(source):
-    """Pairs of a kind and a text: the docstring, constants, each function, the call of `main`."""
+def cells(source, name):
+    """Pairs of a kind and a text: the docstring, constants, each function, the call of `main`.
+
+    Args:
+        source: the script.
+        name: with which the names of its pictures begin.
+    """
     tree = ast.parse(source)
     lines = source.splitlines()
     yield "markdown", ast.get_docstring(tree)
@@ -39,7 +44,7 @@ def cells(source):
     if block:
         yield "code", "\n".join(block)
     yield "code", ARGUMENTS
-    yield "code", LAST
+    yield "code", LAST.replace("{name}", name)
 
 
 def _is_main_guard(node):
@@ -56,7 +61,8 @@ def main():
     folder.mkdir(exist_ok=True)
     for script in sorted((ROOT / "examples").glob("*.py")):
         source = script.read_text(encoding="utf-8").replace("__file__", repr(str(script)))
-        notebook = new_notebook(cells=[make[kind](text) for kind, text in cells(source)])
+        name = script.stem.lstrip("0123456789_")
+        notebook = new_notebook(cells=[make[kind](text) for kind, text in cells(source, name)])
         nbformat.validate(notebook)
         nbformat.write(notebook, folder / f"{script.stem}.ipynb")
         print(folder / f"{script.stem}.ipynb")

@@ -181,7 +181,8 @@ def draw(found, path):
     saturation = model.get_layer("saturation")
     axes[0, 0].plot(z, saturation(z[:, None]), "--", color=ORANGE, label="its activation")
     axes[0, 0].set(title="1. Activation: z' = -c z³", xlabel="x", ylabel="y", xlim=(-3, 3))
-    axes[0, 0].legend(loc="upper left")
+    axes[0, 0].set_ylim(-1.1, 1.5)
+    axes[0, 0].legend(loc="upper center", ncols=3, fontsize=9)
 
     rates, curves = oscillations(1000, 200)
     guessed = found["layer"][0].predict(curves, verbose=0)

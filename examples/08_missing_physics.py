@@ -211,8 +211,9 @@ def draw(result, data, found, adam_steps, path):
         axes[1, 0].plot(found["long"], found["reference"][:, k], color="0.75", lw=5)
         axes[1, 0].plot(found["long"], found["curves"]["formula"][:, k], color=color)
         axes[1, 0].plot(TIMES, data[:, k], "o", color=color, ms=4, label=("prey", "predators")[k])
-    axes[0, 1].set(xlabel="t", title="The interaction: network, and truth in gray")
-    axes[1, 0].set(xlabel="t", title="The formula, to three times the time of the data")
+    axes[0, 1].set(xlabel="t", ylabel="rate", title="The interaction: network, and truth in gray")
+    axes[1, 0].set(xlabel="t", ylabel="population")
+    axes[1, 0].set_title("The formula, to three times the time of the data")
     for name, color in (("network", blue), ("formula", green)):
         axes[1, 1].semilogy(found["long"], found["errors"][name] + 1e-12, color=color, label=name)
     axes[1, 1].set(xlabel="t", ylabel="largest error of both species", ylim=(1e-5, 1e2))

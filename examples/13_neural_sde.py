@@ -102,7 +102,7 @@ def draw(before, after, losses, data, path):
     """Ribbons of two standard deviations before and after, and the loss."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(12, 4.0), layout="constrained")
     mean, variance = (np.asarray(moment) for moment in data)
     for ax, paths, title in zip(axes, (before, after), ("before", "after"), strict=False):
         for k, (name, color) in enumerate((("$u_1$", "#0072B2"), ("$u_2$", "#D55E00"))):
@@ -113,7 +113,8 @@ def draw(before, after, losses, data, path):
                         color=color, mfc="none", label=f"{name} data, ± 2σ")  # fmt: skip
         ax.set(xlabel="t", title=title)
     axes[0].set_ylabel("state")
-    axes[1].legend(fontsize=7)
+    handles = axes[1].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=4)
     axes[2].semilogy(losses, color="black", lw=1)
     axes[2].set(xlabel="train step", ylabel="loss", title="loss over fresh paths")
     figure.savefig(path, dpi=120)

@@ -99,26 +99,25 @@ def draw(result, reaction, field, path):
 
     target = data().numpy()
     error = field.numpy() - target
-    figure, axes = plt.subplots(1, 4, figsize=(14, 3.2), layout="constrained")
+    figure, axes = plt.subplots(2, 2, figsize=(9, 6.5), layout="constrained")
     extent = (0.0, TIMES[-1], 0.0, 1.0)
     largest = max(np.abs(error).max(), 1e-12)
     for ax, values, title in zip(
-        axes, (target, field.numpy(), error), ("data", "model", "model - data"), strict=False
+        axes.flat, (target, field.numpy(), error), ("data", "model", "model - data"), strict=False
     ):
         limits = (-largest, largest) if values is error else (0.0, 1.0)
         image = ax.imshow(
             values.T, origin="lower", aspect="auto", extent=extent, vmin=limits[0], vmax=limits[1],
             cmap="RdBu_r" if values is error else "viridis",
         )  # fmt: skip
-        ax.set(xlabel="t", title=title)
+        ax.set(xlabel="t", ylabel="x", title=title)
         figure.colorbar(image, ax=ax, label="u")
-    axes[0].set_ylabel("x")
     u = np.linspace(0.0, 1.0, 101)
-    axes[3].plot(u, u * (1.0 - u), "k", label="u (1 - u)")
+    axes[1, 1].plot(u, u * (1.0 - u), "k", label="u (1 - u)")
     learned = reaction(tf.constant(u), result.minimizer["weights"])
-    axes[3].plot(u, learned, "--", color="#D55E00", label="network")
-    axes[3].set(xlabel="u", title="reaction")
-    axes[3].legend()
+    axes[1, 1].plot(u, learned, "--", color="#D55E00", label="network")
+    axes[1, 1].set(xlabel="u", ylabel="rate", title="reaction")
+    axes[1, 1].legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -158,26 +158,28 @@ def draw(target, fields, path):
 
     target, fields = target.numpy(), fields.numpy()
     moments = [4, 14, 26, 80]
-    figure, axes = plt.subplots(2, 6, figsize=(16, 5), layout="constrained")
+    figure, axes = plt.subplots(3, 4, figsize=(11, 8), layout="constrained")
     for row, (values, title) in enumerate(((target, "data"), (fields, "forecast"))):
         for ax, moment in zip(axes[row], moments, strict=False):
             image = ax.imshow(
                 values[moment, 0].T, origin="lower", extent=(0, 1, 0, 1),
                 vmin=target[moment, 0].min(), vmax=target[moment, 0].max(),
             )  # fmt: skip
-            ax.set(title=f"{title}: u at t = {TIMES[moment]:.1f}", xticks=[], yticks=[])
+            ax.set(title=f"{title}: u at t = {TIMES[moment]:.1f}", xlabel="x", ylabel="y")
             figure.colorbar(image, ax=ax, shrink=0.8)
-        line = axes[row, 4].imshow(
+        line = axes[2, row].imshow(
             values[:, 0, :, 9].T, origin="lower", aspect="auto", vmin=0.0,
             vmax=target[:, 0, :, 9].max(), extent=(TIMES[0], TIMES[-1], 0.0, 1.0),
         )  # fmt: skip
-        axes[row, 4].set(title=f"{title}: u along y = 0.6", xlabel="t", ylabel="x")
-        figure.colorbar(line, ax=axes[row, 4], shrink=0.8)
-        ax = axes[row, 5]
-        for values, style in ((target, "k-"), (fields, "--")):
-            ax.plot(TIMES, values[:, row].mean(axis=(1, 2)), style)
-        ax.set(title=f"mean of {'uv'[row]}", xlabel="t")
-    axes[0, 5].legend(["data", "forecast"])
+        axes[2, row].set(title=f"{title}: u along y = 0.6", xlabel="t", ylabel="x")
+        figure.colorbar(line, ax=axes[2, row], shrink=0.8)
+        ax, mean = axes[2, 2 + row], f"mean of {'uv'[row]}"
+        ax.plot(TIMES, target[:, row].mean(axis=(1, 2)), "k-", label="data")
+        ax.plot(TIMES, fields[:, row].mean(axis=(1, 2)), "--", color="#D55E00", label="forecast")
+        ax.set(title=mean, xlabel="t", ylabel=mean, ylim=(0.0, 6.5))
+        ax.legend(loc="upper left", fontsize=8)
+    for ax in axes.flat:
+        ax.title.set_size(10)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -66,7 +66,7 @@ def draw(path, count):
         here = bounces.numpy() == number
         axes[0].plot(e[here], h.numpy()[here], color="#0072B2", lw=1.2)
     axes[0].axhline(TARGET, color="0.6", ls=":")
-    axes[0].set(xlabel="restitution e", ylabel="height after 15 s [m]", title="one arc a bounce")
+    axes[0].set(xlabel="restitution e", ylabel="height after 15 s (m)", title="one arc a bounce")
     times = np.linspace(0.0, END, 600)
     answers = (("published", 0.866554105436901, "#D55E00"), ("solution", 0.988008392, "#009E73"))
     for name, value, colour in answers:
@@ -77,7 +77,7 @@ def draw(path, count):
         y = nde.solve(problem, saveat=times, events=[GROUND]).y
         axes[1].plot(times, y[:, 0], color=colour, lw=1.2, label=f"{name}, e = {value:.4f}")
     axes[1].plot(END, TARGET, "k*", label="wanted")
-    axes[1].set(xlabel="t [s]", ylabel="height [m]", ylim=(-2.5, 65.0))
+    axes[1].set(xlabel="t (s)", ylabel="height (m)", ylim=(-2.5, 65.0))
     axes[1].legend(loc="upper center", ncols=3, fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)

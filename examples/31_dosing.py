@@ -81,7 +81,7 @@ def draw(losses, prediction, data, path):
     for k, colour in enumerate(("#0072B2", "#D55E00")):
         axes[0].plot(TIMES, data[:, k], ".", color=colour, ms=4, label=f"u{k + 1}, data")
         axes[0].plot(TIMES, prediction[:, k], color=colour, lw=1, label=f"u{k + 1}, model")
-    axes[0].set(xlabel="t", ylabel="u")
+    axes[0].set(xlabel="t", ylabel="state")
     axes[0].legend(fontsize=8)
     axes[1].semilogy(losses, color="black", lw=1)
     axes[1].set(xlabel="train step", ylabel="sum of squares")

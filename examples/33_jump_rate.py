@@ -81,7 +81,7 @@ def draw(rate, times, count, path):
     ax.hist(times, edges, weights=weights, color="0.85", label="events")
     ax.plot(t, true_rate(t), "k:", lw=1.2, label="rate that made them")
     ax.plot(t, rate(t), color="#0072B2", lw=1.5, label="learned")
-    ax.set(xlabel="t [days]", ylabel="events a day", ylim=(0, None))
+    ax.set(xlabel="t (days)", ylabel="events a day", ylim=(0, None))
     ax.legend(fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -63,7 +63,7 @@ def _initial_state(y0, dtype):
             )
         known = values.known(tensor)
         if known is not None and not np.all(np.isfinite(known)):
-            raise ValueError("`y0` must be finite. Received: a state with NaN or infinite entries.")
+            raise ValueError("`y0` must be finite. Received: a state with NaN or infinite entries")
         return tensor
 
     if not tf.nest.flatten(y0):

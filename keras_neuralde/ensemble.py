@@ -28,7 +28,7 @@ from keras_neuralde.problems import (
     SDEProblem,
     SplitODEProblem,
 )
-from keras_neuralde.programs import function_key
+from keras_neuralde.programs import compiled, function_key
 from keras_neuralde.solution import Solution, SolveError, Stats, describe
 from keras_neuralde.solve import SOLVE_KEYWORDS, progress_bar, raise_on_failure, solve
 from keras_neuralde.spreading import Replicas
@@ -83,7 +83,7 @@ class EnsembleSolution(Solution):
         count = tf.reduce_sum(tf.cast(good, tf.int32))
         if tf.executing_eagerly() and count == 0:
             raise ValueError(
-                "no trajectory succeeded, so there is nothing to summarise; `status` says why"
+                "no trajectory succeeded, so there is nothing to summarise; `status` says why."
             )
 
         def statistics(y):
@@ -457,14 +457,15 @@ class _Spread:
         key = ("vary", function_key(self._vary, references), jit, structure, str(shapes))
 
         def make():
-            return self, tf.function(self._rows, jit_compile=jit, autograph=False)
+            return self, compiled(self._rows, jit)
 
         owner, program = programs.get(key, references, make)
         found = program(*arguments)
         return dict(zip(owner._which, found, strict=False))
 
     def _rows(self, indices, root, base):
-        return tf.vectorized_map(lambda i: self._one(i, root, base), indices)
+        # Without its warning: random numbers, the reason for most calls, are mapped one by one.
+        return tf.vectorized_map(lambda i: self._one(i, root, base), indices, warn=False)
 
     def _one(self, i, root, base):
         """What `vary` changes in the problem of trajectory `i`, as a list of leaves."""

@@ -33,7 +33,7 @@ from keras_neuralde.integrate import (
     segment_of_memory,
     step_times,
 )
-from keras_neuralde.programs import ProgramCache
+from keras_neuralde.programs import ProgramCache, compiled
 from keras_neuralde.solution import Status
 
 programs = ProgramCache()
@@ -88,11 +88,10 @@ def run_eagerly(equation, settings, layout, inputs, shape, what):
         # Compiling TFP's BDF takes longer than anybody waits.
         jit = not settings.solver.delegated or settings.solver.compilable
 
-        @tf.function(jit_compile=jit, autograph=False)
         def program(inputs):
             return what(lifted, settings, layout, inputs, shape, gradient)
 
-        return lifted, program
+        return lifted, compiled(program, jit)
 
     lifted, program = programs.get(key, references, make)
     return _with_law(program(inputs), lifted, inputs)

@@ -18,6 +18,7 @@ from keras_neuralde.optimizers.closure import ClosureOptimizer, named_optimizer
 from keras_neuralde.optimizers.line_search import Progress
 from keras_neuralde.optimizers.quasi_newton import QuasiNewton
 from keras_neuralde.parameters import Parameters
+from keras_neuralde.programs import compiled
 from keras_neuralde.typing import Nest
 
 Stage: TypeAlias = tuple[keras.optimizers.Optimizer, int | None]
@@ -263,12 +264,11 @@ class _Run:
         self.best, self.minimum, self.size = self._here(), float("inf"), float("nan")
         self.status = MinimizeStatus.MAX_ITERATIONS
 
-        @tf.function(jit_compile=jit, autograph=False)
         def evaluate(z, batch):
             value, gradient, extras = objective(z, batch)
             return value, gradient, tf.reduce_max(tf.abs(gradient)), extras
 
-        self.evaluate = evaluate
+        self.evaluate = compiled(evaluate, jit)
 
     def _here(self):
         """A snapshot of the free vector."""
@@ -333,9 +333,10 @@ class _Run:
         method.build([z])
         good: list = [None]
 
-        @tf.function(jit_compile=self.jit, autograph=False)
-        def move(gradient):
+        def update(gradient):
             method.apply([gradient], [z])
+
+        move = compiled(update, self.jit)
 
         def turn():
             batch = self._batch()
@@ -378,8 +379,7 @@ class _Run:
         z, objective = self.objective.z, self.objective
         method.build([z])
 
-        @tf.function(jit_compile=self.jit, autograph=False)
-        def iterate(batch, idle):
+        def search(batch, idle):
             def closure(candidates):
                 value, gradient, _ = objective(candidates[0], batch)
                 return value, [gradient]
@@ -387,6 +387,7 @@ class _Run:
             value, _, (gradient,) = method.minimize_step(closure, [z], self.batches is None, idle)
             return value, tf.reduce_max(tf.abs(gradient))
 
+        iterate = compiled(search, self.jit)
         method.start(same_data=self.batches is None)
         evaluations = method.num_evaluations
         if self.batches is None:

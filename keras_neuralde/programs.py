@@ -24,6 +24,21 @@ def as_written(function: _Function) -> _Function:
     return tf.autograph.experimental.do_not_convert(function)
 
 
+def compiled(function, jit):
+    """A `tf.function` whose traces raise no warning.
+
+    TensorFlow counts traces by the line where a function is written, and warns after five: five
+    equations, each of which is traced once, look to it like one that is traced again and again.
+
+    Args:
+        function: what it runs.
+        jit: whether XLA compiles it.
+    """
+    program = tf.function(function, jit_compile=jit, autograph=False)
+    program._omit_frequent_tracing_warning = True  # Private; without it only the warning is back.
+    return program
+
+
 class ProgramCache:
     """A bounded, least-recently-used store."""
 

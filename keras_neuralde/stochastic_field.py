@@ -50,8 +50,8 @@ class StochasticFunctions:
                 if any(bar is not None for bar in bars):
                     raise ValueError(
                         "noise='additive' means that g(t, y, p) does not depend on y (use "
-                        "tf.ones_like(y) to get its shape). Received: a diffusion that does; use "
-                        "noise='diagonal' or 'general'."
+                        "tf.ones_like(y) to get its shape); for one that does use "
+                        "noise='diagonal' or 'general'. Received: a diffusion that depends on y"
                     )
             return self._converted(out, layout, matrix, width)
 

@@ -3,6 +3,7 @@
 import ast
 import decimal
 import importlib.util
+import inspect
 import json
 import pathlib
 import re
@@ -111,11 +112,28 @@ def test_notebooks_hold_the_whole_script():
     spec.loader.exec_module(notebooks)
     for script in (ROOT / "examples").glob("*.py"):
         source = script.read_text(encoding="utf-8")
-        code = "\n".join(text for kind, text in notebooks.cells(source) if kind == "code")
+        code = "\n".join(
+            text for kind, text in notebooks.cells(source, script.stem) if kind == "code"
+        )
         held = {ast.dump(node) for node in ast.parse(code).body}
         body = ast.parse(source).body[1:]
         lost = [ast.unparse(node) for node in body[:-1] if ast.dump(node) not in held]
         assert not lost and isinstance(body[-1], ast.If), (script, lost)
+
+
+def test_the_reference_has_every_public_name():
+    from tests.test_arguments import public
+
+    paths = re.findall(r"^::: (\S+)$", (ROOT / "docs" / "reference.md").read_text(), re.M)
+    found = [
+        importlib.import_module(p.rpartition(".")[0]).__dict__[p.rpartition(".")[2]] for p in paths
+    ]
+    modules = [value.__dict__ for value in found if inspect.ismodule(value)]
+    shown = [id(value) for value in found]
+    shown += [
+        id(v) for m in modules for v in m.values() if getattr(v, "__module__", "") == m["__name__"]
+    ]
+    assert [name for name, value in public().items() if id(value) not in shown] == []
 
 
 def test_promises_are_read():

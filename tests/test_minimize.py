@@ -266,6 +266,7 @@ class TestTalk:
         ({"optimizer": keras.optimizers.Adam()}, ValueError, "never ends by itself"),
         ({"optimizer": 3}, TypeError, "Keras optimizer"),
         ({"optimizer": [BFGS()]}, TypeError, "a stage must be a pair"),
+        ({"optimizer": "L-BFGS"}, ValueError, "are given as objects. Received: 'L-BFGS'"),
         ({"optimizer": []}, ValueError, "at least one stage"),
         ({"max_iters": 0}, ValueError, "max_iters"),
         ({"max_evaluations": 0.5}, ValueError, "max_evaluations"),

@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 import keras_neuralde as nde
-from keras_neuralde.programs import ProgramCache, function_key
+from keras_neuralde.programs import ProgramCache, compiled, function_key
 
 rate = 1.0
 
@@ -61,3 +61,21 @@ def test_the_cache_is_bounded_and_forgets_the_oldest():
     assert len(cache) == 2
     assert cache.get("a", [], lambda: "new") == "a"
     assert cache.get("b", [], lambda: "new") == "new"
+
+
+def test_programs_of_several_equations_are_no_retracing(caplog):
+    """TensorFlow takes functions of one line for one function, and warns of its traces."""
+    logger = tf.get_logger()
+    logger.addHandler(caplog.handler)
+    try:
+
+        def warns(make):
+            caplog.clear()
+            for k in range(8):
+                make(lambda x, k=k: x + k)(tf.constant(1.0))
+            return "retracing" in caplog.text
+
+        assert warns(tf.function)
+        assert not warns(lambda function: compiled(function, False))
+    finally:
+        logger.removeHandler(caplog.handler)

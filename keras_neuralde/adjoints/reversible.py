@@ -25,8 +25,8 @@ class Reversible(Adjoint):
         plan = task.plan
         if not plan.solver.reversible:
             raise ValueError(
-                "adjoint='reversible' undoes steps: it needs the solver 'reversible_heun'. "
-                f"Received: solver {plan.solver.name!r}; use adjoint='discrete'"
+                "adjoint='reversible' undoes steps: it needs the solver 'reversible_heun'; with "
+                f"another use adjoint='discrete'. Received: solver={plan.solver.name!r}"
             )
         check_grid(self.name, plan)
 

@@ -137,7 +137,7 @@ def _mass_matrix(problem, solver, layout):
         constraints = tf.linalg.diag(tf.cast(tf.reduce_all(tf.equal(mass, 0.0), axis=1), dtype))
         return {"mass": mass, "constraints": constraints}
     if not np.all(np.isfinite(known)):
-        raise ValueError("`mass_matrix` must be finite. Received: NaN or infinite entries.")
+        raise ValueError("`mass_matrix` must be finite. Received: NaN or infinite entries")
     known = known.astype(float)
     inverse = np.linalg.pinv(known)
     if np.linalg.matrix_rank(known) == n:

@@ -25,8 +25,10 @@ def named_optimizer(name, given):
     try:
         return keras.optimizers.get(given)
     except (TypeError, ValueError) as error:
+        ours = given.lower().replace("-", "") in ("bfgs", "lbfgs")
+        hint = "; those of keras_neuralde.optimizers are given as objects" if ours else ""
         raise ValueError(
-            f"`{name}` must be the name of a Keras optimizer. Received: {given!r}"
+            f"`{name}` must be the name of a Keras optimizer{hint}. Received: {given!r}"
         ) from error
 
 
