@@ -29,22 +29,9 @@ _CHEAP = frozenset(
 )
 
 
-# How a field takes its arguments apart.
-_APART = frozenset(["Split", "SplitV", "StridedSlice", "Unpack"])
-
-
 def is_arithmetic(graph):
-    """Whether a field's graph holds nothing but cheap operations on single numbers.
-
-    It may take apart what it is given, but not what it has computed: XLA melts such slices by
-    computing what they read once for each of them, in each stage anew.
-    """
-    operations = graph.get_operations()
-    return all(op.type in _CHEAP or _is_product(op) for op in operations) and all(
-        _strides_are_one(op) and _source(op).type in ("Placeholder", "Const", "Shape")
-        for op in operations
-        if op.type in _APART
-    )
+    """Whether a field's graph holds nothing but cheap operations on single numbers."""
+    return all(op.type in _CHEAP or _is_product(op) for op in graph.get_operations())
 
 
 def _is_product(operation):
@@ -53,20 +40,6 @@ def _is_product(operation):
         return False
     exponent = tf.get_static_value(operation.inputs[1])
     return exponent is not None and bool(((exponent == 2) | (exponent == 3)).all())
-
-
-def _strides_are_one(operation):
-    if operation.type != "StridedSlice":
-        return True
-    strides = tf.get_static_value(operation.inputs[3])
-    return strides is not None and bool((strides == 1).all())
-
-
-def _source(operation):
-    """What a chain of slices begins with."""
-    while operation.type in _APART or operation.type == "Identity":
-        operation = operation.inputs[operation.type == "Split"].op
-    return operation
 
 
 def is_compiled():
