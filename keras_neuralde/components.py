@@ -15,6 +15,9 @@ from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 #: The most components: a kernel of very many operations takes long to compile.
 MOST = 8
 
+#: The most numbers of each row that the cotangents of parameters may be.
+_NUMBERS = 32
+
 # What costs no more than moving its result through memory.
 _CHEAP = frozenset(
     # Numbers,
@@ -81,6 +84,9 @@ def pays(g, y):
     """
     width = y.shape[1]
     narrow = width is not None and width <= MOST and not _portable.get()
+    # Without a batch axis the field's vectors would be reshaped into rows and back, in every stage;
+    # XLA sees through slices, but not through that.
+    narrow = narrow and not getattr(g, "is_alone", False)
     return bool(narrow and getattr(g, "is_arithmetic", False) and is_compiled())
 
 
@@ -127,3 +133,52 @@ def _maxima(count, dtype):
         return [tf.where((a > b) | (a != a), a, b) for a, b in pairs]
 
     return maxima.get_concrete_function(*[tf.TensorSpec([], dtype)] * (2 * count))
+
+
+class Columns:
+    """How cotangents of parameters come apart into numbers of each row.
+
+    Args:
+        rows: how many rows there are.
+        shapes: the shapes of the parameters.
+    """
+
+    def __init__(self, rows, shapes):
+        self._rows, self._shapes = rows, shapes
+        self._counts = [shape.num_elements() // rows for shape in shapes]
+
+    def split(self, bars):
+        """All numbers, a list of `(rows,)`."""
+        parts: list = []
+        for count, bar in zip(self._counts, bars, strict=True):
+            parts += tf.unstack(tf.reshape(bar, [self._rows, count]), axis=1)
+        return parts
+
+    def join(self, parts):
+        """The inverse of `split`."""
+        bars = []
+        for count, shape in zip(self._counts, self._shapes, strict=True):
+            bars.append(tf.reshape(tf.stack(parts[:count], axis=1), shape))
+            parts = parts[count:]
+        return bars
+
+
+def columns_of(field, y, theta):
+    """The `Columns` of the parameters' cotangents.
+
+    Args:
+        field: the `Field`.
+        y: `(rows, width)`.
+        theta: the differentiable tensors.
+
+    Returns:
+        `None` where it does not pay, or where a cotangent is a sum over several rows.
+    """
+    rows, shapes = y.shape[0], [leaf.shape for leaf in theta]
+    if rows is None or field.variables or not pays(field, y):
+        return None
+    for shape in shapes:
+        if not shape.is_fully_defined() or (rows != 1 and shape[:1] != [rows]):
+            return None
+    few = sum(shape.num_elements() for shape in shapes) <= _NUMBERS * rows
+    return Columns(rows, shapes) if few else None

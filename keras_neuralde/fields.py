@@ -88,6 +88,11 @@ class Field:
         return self._layout.joint
 
     @property
+    def is_alone(self):
+        """Whether there is one trajectory, without a batch axis."""
+        return self._layout.batch_ndims == 0
+
+    @property
     def is_arithmetic(self):
         """Whether the field is cheap arithmetic (see `components`)."""
         if self.joint or self.implicit.mass_inverse is not None:
@@ -314,7 +319,7 @@ class BoundField:
         self._theta = theta
         self.implicit, self.size = field.implicit, field.size
         self.split, self.join, self.joint = field.split, field.join, field.joint
-        self.is_arithmetic = field.is_arithmetic
+        self.is_arithmetic, self.is_alone = field.is_arithmetic, field.is_alone
 
     def __call__(self, t, y):
         return self._field(t, y, self._theta)

@@ -252,13 +252,13 @@ def attempt(plan, g, terms, carry, forced=None, due=None):
     if plan.happenings is not None and memory.noise:
         driven, noise, left = g.draw_noise(t, t_next, memory.noise)
         memory = memory._replace(noise=left)
-    if due is None:
+    if due is not None or apart(plan, g, carry.y):
+        theta = None if due is None else (due.time - t) / tf.where(running, t_next - t, 1.0)
+        step, value = plan.solver.step_together(g, t, t_next, carry.y, carry.solver_state, theta)
+    else:
         step = plan.solver.step(
             driven, t, t_next, carry.y, carry.solver_state, plan.dense, *kind, **kept
         )
-    else:
-        theta = (due.time - t) / tf.where(running, t_next - t, 1.0)
-        step, value = plan.solver.step_passing(g, t, t_next, carry.y, carry.solver_state, theta)
 
     if plan.adaptive:
         error = _scaled_square(plan, g, terms, carry.y, step)

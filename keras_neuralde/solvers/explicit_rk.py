@@ -18,6 +18,20 @@ def combine(weights, vectors):
     return total
 
 
+def _moved(ys, h, row, ks):
+    """y + h Σ_j a_ij k_j, of lists of parts."""
+    sums = [combine(row, column) for column in zip(*ks, strict=True)] if any(row) else []
+    return [y + h * total for y, total in zip(ys, sums, strict=True)] if sums else ys
+
+
+def _alone(x):
+    return [x]
+
+
+def _only(parts):
+    return parts[0]
+
+
 class ExplicitRungeKutta(Solver):
     """An explicit Runge-Kutta method given by its table.
 
@@ -76,8 +90,6 @@ class ExplicitRungeKutta(Solver):
         return g(t, y) if self.tableau.first_same_as_last else tf.zeros_like(y)
 
     def step(self, g, t, t_next, y, state, dense):
-        if not dense and components.pays(g, y):
-            return self._step_by_components(g, t, t_next, y, state, None)[0]
         table = self.tableau
         k1 = state if table.first_same_as_last else g(t, y)
         h = (t_next - t)[:, None]
@@ -88,8 +100,8 @@ class ExplicitRungeKutta(Solver):
         coefficients = self._interpolate(g, t, t_next, h, y, ks) if dense else None
         return Step(y1, error, coefficients, k_last)
 
-    def step_passing(self, g, t, t_next, y, state, theta):
-        """A step, and the state inside it, for `components`.
+    def step_together(self, g, t, t_next, y, state, theta=None):
+        """The same step, of the same sums in the same order, for `components`; without a gradient.
 
         Args:
             g: the field.
@@ -97,15 +109,12 @@ class ExplicitRungeKutta(Solver):
             t_next: `(rows,)`, where it ends.
             y: `(rows, width)`, the state at `t`.
             state: `(rows, width)`, the solver's state.
-            theta: `(rows,)`, from 0 at the start of the step to 1 at its end.
+            theta: `(rows,)`, where the state inside the step is wanted, from 0 at its start to 1 at
+                its end; `None` for nowhere.
 
         Returns:
-            The `Step`, and the components of the state there.
+            The `Step`, and the components of the state at `theta`.
         """
-        return self._step_by_components(g, t, t_next, y, state, theta)
-
-    def _step_by_components(self, g, t, t_next, y, state, theta):
-        """The same step, of the same sums in the same order, for `components`."""
         table, h = self.tableau, t_next - t
         last_first = table.first_same_as_last
         k1 = components.split(state if last_first else g(t, y))
@@ -167,52 +176,63 @@ class ExplicitRungeKutta(Solver):
         the transformed adjoint system", Numerische Mathematik 87, 2000).
         """
         nodes, rows, outputs = self._reverse_table(dense_bar is not None)
-        h = (t_next - t)[:, None]
+        # The arithmetic is that of components, or of lists of one matrix where they stay together.
+        columns = components.columns_of(field, y, theta)
+        apart = columns is not None
+        split, join = (components.split, components.join) if apart else (_alone, _only)
+        h = t_next - t if apart else (t_next - t)[:, None]
         variables = list(field.variables)
         captures = field.captures
         parameters = theta[: len(theta) - len(captures)]
+        ys = split(y)
         ks: list = []
         tapes, arguments = [], []
         for c, row in zip(nodes, rows, strict=True):
-            increment = combine(row, ks)
             # New tensors, so that a tape can tell them from the caller's.
-            argument = tf.identity(y) if increment is None else y + h * increment
+            argument = tf.identity(join(_moved(ys, h, row, ks)))
             time = tf.identity(t_next) if c == 1 else t + float(c) * (t_next - t)
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch([time, argument, *theta, *captures, *variables])
-                ks.append(field(time, argument, theta))
-            tapes.append(tape)
+                slope = field(time, argument, theta)
+            ks.append(split(slope))
+            tapes.append((tape, slope))
             arguments.append((time, argument))
 
         degree = self.dense_degree()
-        given = [y1_bar] if dense_bar is None else [y1_bar, *tf.split(dense_bar, degree, axis=1)]
+        given = [split(y1_bar)]
+        if dense_bar is not None:
+            given += [split(part) for part in tf.split(dense_bar, degree, axis=1)]
         stages = len(nodes)
         zero = tf.zeros_like(t)
-        y_bar, h_bar, t_bar, t_next_bar = y1_bar, zero, zero, zero
+        y_bar, h_bar, t_bar, t_next_bar = given[0], zero, zero, zero
         later: list = []  # Ȳ of the stages behind, last one first
         totals: list = []
         for j in reversed(range(stages)):
-            column = [rows[i][j] for i in reversed(range(j + 1, stages))]
-            parts = [combine(outputs[j], given), combine(column, later)]
-            w = tf.add_n([part for part in parts if part is not None])
+            weights = [*outputs[j], *(rows[i][j] for i in reversed(range(j + 1, stages)))]
+            w = [combine(weights, parts) for parts in zip(*given, *later, strict=True)]
             time, argument = arguments[j]
             sources = [argument, *parameters, *captures, *variables]
             if time_gradient:
                 sources.insert(0, time)
-                h_bar += tf.reduce_sum(ks[j] * w, axis=1)
-            bars = pull_back(tapes[j], ks[j], sources, [h * w])
+                products = [k * part for k, part in zip(ks[j], w, strict=True)]
+                h_bar += tf.add_n(products) if apart else tf.reduce_sum(products[0], axis=1)
+            tape, slope = tapes[j]
+            bars = pull_back(tape, slope, sources, [join([h * part for part in w])])
             if time_gradient:
                 stage_bar = bars.pop(0)
                 t_bar += (1.0 - float(nodes[j])) * stage_bar
                 t_next_bar += float(nodes[j]) * stage_bar
-            later.append(bars[0])
-            y_bar += bars[0]
-            rest = bars[1:]
+            later.append(split(bars[0]))
+            y_bar = [a + b for a, b in zip(y_bar, later[-1], strict=True)]
+            rest = columns.split(bars[1:]) if apart else bars[1:]
             totals = [a + b for a, b in zip(totals, rest, strict=True)] if totals else rest
+        times = [t_bar - h_bar, t_next_bar + h_bar] if time_gradient else []
+        if apart:
+            found = components.together([*times, *y_bar, *totals])
+            times, found = found[: len(times)], found[len(times) :]
+            y_bar, totals = found[: len(ys)], columns.join(found[len(ys) :])
         theta_bar, variables_bar = totals[: len(theta)], totals[len(theta) :]
-        if not time_gradient:
-            return None, None, y_bar, theta_bar, variables_bar
-        return t_bar - h_bar, t_next_bar + h_bar, y_bar, theta_bar, variables_bar
+        return *(times or [None, None]), join(y_bar), theta_bar, variables_bar
 
     def _reverse_table(self, dense):
         """Nodes and rows of the stages that count, and their weights in y1 and Q_1, Q_2, ..."""
