@@ -28,12 +28,10 @@ from keras_neuralde.integrate import (
     integrate_times,
     nan_where_failed,
     outputs_of,
-    read_saves,
-    repeating,
-    segment_of_memory,
     step_times,
 )
 from keras_neuralde.programs import ProgramCache, compiled
+from keras_neuralde.save_points import read_saves, repeating, segment_of_memory
 from keras_neuralde.solution import Status
 
 programs = ProgramCache()

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import keras_neuralde as nde
-from keras_neuralde import components, integrate
+from keras_neuralde import components, integrate, save_points
 
 RATES = np.linspace(0.8, 1.2, 5)[:, None] * np.array([1.5, 1.0, 3.0, 1.0])
 SAVES = [0.0, 0.4, 0.41, 2.0, 3.0]
@@ -36,7 +36,7 @@ def compiled(**options):
 def seen(monkeypatch):
     """Whether steps and save points were traced by components."""
     found = {"steps": 0, "repeats": 0, "passing": 0}
-    pays, repeat, passing = components.pays, integrate._repeat, integrate.save_in_passing
+    pays, repeat, passing = components.pays, save_points._repeat, integrate.save_in_passing
 
     def noted(g, y):
         answer = pays(g, y)
@@ -53,7 +53,7 @@ def seen(monkeypatch):
         found["passing"] += 1
         return passing(*args)
 
-    monkeypatch.setattr(integrate, "_repeat", repeated)
+    monkeypatch.setattr(save_points, "_repeat", repeated)
     monkeypatch.setattr(integrate, "save_in_passing", passed)
     return found
 
@@ -279,7 +279,7 @@ def test_what_other_programs_load_is_made_of_everyday_operations(seen):
 
 def test_plans_that_cannot_repeat_stay_as_they_are():
     plan = dataclasses.make_dataclass("P", ["saves", "happenings", "solver"])(False, None, None)
-    assert integrate.repeating(plan, None, None, None) is plan
+    assert save_points.repeating(plan, None, None, None) is plan
 
 
 def test_which_fields_are_arithmetic():

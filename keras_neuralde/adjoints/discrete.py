@@ -24,16 +24,18 @@ from keras_neuralde.integrate import (
     Ring,
     T,
     any_running,
-    at_start,
     begin,
-    collect,
     empty_ring,
     finish,
     integrate,
     outputs_of,
+    run_segment,
+)
+from keras_neuralde.save_points import (
+    at_start,
+    collect,
     put_together,
     repeating,
-    run_segment,
     taken_apart,
     write,
 )

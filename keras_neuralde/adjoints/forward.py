@@ -15,16 +15,13 @@ from keras_neuralde.adjoints.base import Adjoint, differentiable
 from keras_neuralde.integrate import (
     Ring,
     any_running,
-    at_start,
     empty_ring,
     finish,
-    first_outputs,
-    flush,
     integrate,
     run_segment,
     start,
-    write,
 )
+from keras_neuralde.save_points import at_start, first_outputs, flush, write
 
 _SEGMENT = 32
 

@@ -12,9 +12,9 @@ from keras_neuralde.integrate import (
     integrate,
     integrate_recorded,
     nan_where_failed,
-    read_saves,
 )
 from keras_neuralde.interpolation import Interpolant
+from keras_neuralde.save_points import read_saves
 from keras_neuralde.solution import Status
 
 

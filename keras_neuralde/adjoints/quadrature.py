@@ -5,7 +5,8 @@ import dataclasses
 import tensorflow as tf
 
 from keras_neuralde.adjoints.interpolating import Interpolating
-from keras_neuralde.integrate import Ring, write
+from keras_neuralde.integrate import Ring
+from keras_neuralde.save_points import write
 
 
 @dataclasses.dataclass(frozen=True)
