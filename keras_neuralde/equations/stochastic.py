@@ -148,7 +148,8 @@ def _brownian_path(components, context):
     cell = inputs["dt0"] if settings.constant_steps else None
     shape = context.shape
     common = inputs["seed"], trajectory, components, terms.t0, end, cell
-    if shape.on_grid and shape.cut:
+    # Whether the save points are known to lie on the grid must not decide what the noise is.
+    if shape.cut and settings.constant_steps:
         return CutGridPath(*common)
     return BrownianPath(*common, split=not shape.on_grid)
 
