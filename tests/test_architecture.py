@@ -46,6 +46,7 @@ FLOORS = (
     ),
     ("solvers", "consistency"),
     ("happenings",),
+    ("save_points",),
     ("integrate",),
     ("adjoints",),
     ("options", "settings", "equations", "arguments", "execution"),
@@ -87,7 +88,14 @@ def test_no_import_runs_upwards():
 
 
 def test_solvers_and_the_loop_never_see_keras():
-    for room in ("solvers", "integrate.py", "tableaus", "interpolation.py", "controllers.py"):
+    for room in (
+        "solvers",
+        "integrate.py",
+        "save_points.py",
+        "tableaus",
+        "interpolation.py",
+        "controllers.py",
+    ):
         path = ROOT / room
         files = path.rglob("*.py") if path.is_dir() else [path]
         for file in files:
