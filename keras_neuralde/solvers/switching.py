@@ -25,10 +25,10 @@ class Switching(Solver):
     An explicit step measures the largest eigenvalue that it met by its last two stages, both at
     the end of the step: ρ = ‖k_7 - k_6‖ / ‖Y_7 - Y_6‖ (Hairer & Wanner, "Solving Ordinary
     Differential Equations II", section IV.2), in units of the tolerances: a component that is
-    stiff may be decades smaller than others, whose differences would hide it. Where h ρ comes to nine tenths of the stability limit
-    step after step, stability and not accuracy limits the step: the row goes on with the implicit
-    method. That one knows the Jacobian; when h ‖J‖ falls below the same limit for some steps, the
-    row returns.
+    stiff may be decades smaller than others, whose differences would hide it. Where h ρ comes to
+    nine tenths of the stability limit step after step, stability and not accuracy limits the step:
+    the row goes on with the implicit method. That one knows the Jacobian; when h ‖J‖ falls below
+    the same limit for some steps, the row returns.
 
     Both methods are of order 5 with an estimate of order 4, so that one controller serves them.
 
