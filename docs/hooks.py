@@ -168,7 +168,9 @@ def equal_error_rows():
     for case in record["cases"].values():
         for tool, row in case["tools"].items():
             cells = [case["title"], names[tool], f"{row['rtol']:.0e}", f"{row['error']:.0e}"]
-            cells += [f"{1e3 * row['call']:.3g} ms", f"{row['ratio']:.2g}"]
+            milliseconds = 1e3 * row["call"]
+            shown = f"{milliseconds:.3g}" if milliseconds < 1e3 else f"{milliseconds:,.0f}"
+            cells += [f"{shown} ms", f"{row['ratio']:.2g}"]
             yield "| " + " | ".join(cells) + " |"
     yield ""
     yield f"{record['machine']}. Made by `python -m benchmarks.equal_error`."

@@ -363,10 +363,12 @@ def raise_on_failure(control, number=0):
     if failed.size == 0:
         return
     first = failed[0]
-    where = f"t={control[T, first]:.6g} with a step of {control[H, first]:.3g}"
+    end = f"stopped at t={control[T, first]:.6g} with a step of {control[H, first]:.3g}"
+    if codes[first] in (Status.BAD_TIMES, Status.INCONSISTENT_START):
+        # What the loop made of it counts for nothing.
+        end = "was refused at its start"
     raise SolveError(
-        f"the solve failed: {'; '.join(describe(codes))}. Trajectory {number + first} stopped at "
-        f"{where}. "
+        f"the solve failed: {'; '.join(describe(codes))}. Trajectory {number + first} {end}. "
         "Pass throw=False to get the solution with its status instead."
     )
 

@@ -170,6 +170,11 @@ def _sparsity(problem, layout):
             f"`jac_sparsity` must be an array of shape ({n}, {n}), nonzero where the Jacobian may "
             f"be. Received shape: {pattern.shape}"
         )
+    if np.any(np.isnan(pattern)):
+        raise ValueError(
+            "`jac_sparsity` must be nonzero where the Jacobian may be and zero elsewhere. "
+            "Received: NaN among its entries"
+        )
     return pattern != 0
 
 

@@ -33,7 +33,7 @@ def central_differences(function, x, relative=1e-5):
     return gradient
 
 
-def check(loss, *points, rtol=1e-6):
+def check(loss, *points, rtol=1e-6, relative=1e-5):
     """Compares the tape's gradient of `loss(*tensors)` with central differences."""
     tensors = [tf.constant(point, tf.float64) for point in points]
     with tf.GradientTape() as tape:
@@ -46,7 +46,7 @@ def check(loss, *points, rtol=1e-6):
             with tf.GradientTape():  # the same program as above
                 return loss(*[tf.constant(x) if j == i else t for j, t in enumerate(tensors)])
 
-        expected = central_differences(along, points[i])
+        expected = central_differences(along, points[i], relative)
         assert gradient is not None
         np.testing.assert_allclose(
             gradient, expected, rtol=rtol, atol=rtol * np.abs(expected).max()
@@ -78,7 +78,8 @@ SOME_SLOW = [
 @pytest.mark.parametrize("name", SOME_SLOW)
 def test_every_method_in_y0_p_and_all_times_with_fixed_steps(name):
     """Implicit methods on an equation that is stiff: h λ = -700."""
-    field = forced if name in EXPLICIT else pulled
+    # Inside the first step the pull bends what depends on the start: smaller differences.
+    field, relative = (forced, 1e-5) if name in EXPLICIT else (pulled, 1e-6)
 
     def loss(y0, p, t0, t1, saves):
         sol = nde.solve(
@@ -90,7 +91,8 @@ def test_every_method_in_y0_p_and_all_times_with_fixed_steps(name):
         )
         return tf.reduce_sum(sol.y * WEIGHTS)
 
-    check(loss, [1.0, -0.5], [0.9, 0.4], 0.2, 2.0, [0.2001, 0.61, 1.3, 1.97])
+    points = ([1.0, -0.5], [0.9, 0.4], 0.2, 2.0, [0.2001, 0.61, 1.3, 1.97])
+    check(loss, *points, relative=relative)
 
 
 @pytest.mark.parametrize("name", ["heun", "tsit5", "dopri8"])
