@@ -40,6 +40,7 @@ def test_the_constraint_holds_and_the_network_moves_the_rest():
     y = layer(Y0)
     assert y.shape == (2, 2, 3)
     np.testing.assert_allclose(tf.reduce_sum(y, -1), np.ones((2, 2)), atol=1e-5)
+    assert np.all(np.abs(y[:, -1] - Y0)[:, :2] > 1e-3)
     plain = nde.NeuralODE(layer.model, (0.0, 1.0), "rodas5p", saveat=[0.3, 1.0])
     assert len(layer.trainable_variables) == len(layer.model.trainable_variables) == 4
     assert plain.compute_output_shape((2, 3)) == layer.compute_output_shape((2, 3)) == (2, 2, 3)

@@ -444,7 +444,6 @@ class TestMassMatrices:
     @pytest.mark.parametrize("name", ["rodas5p", "kvaerno3", "rosenbrock23"])
     def test_matrices_that_can_be_inverted(self, name):
         mass = np.array([[2.0, 1.0], [0.0, 0.5]])
-        slope = np.linalg.inv(mass)
 
         def field(t, y, p):
             return tf.linalg.matvec(tf.constant(mass), problems.harmonic(t, y, p))
@@ -454,7 +453,6 @@ class TestMassMatrices:
         sol = nde.solve(problem.remake(mass_matrix=mass), name, **keywords)
         c, s = np.cos(1.0), np.sin(1.0)
         np.testing.assert_allclose(sol.y, [[c, -s], [s, c]], atol=2e-6)
-        assert np.all(np.isfinite(slope))
 
     def test_an_inconsistent_start_is_named(self):
         y0 = np.array([[1.0, 0.0, 0.0], [1.0, 0.0, 0.1]])
