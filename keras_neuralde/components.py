@@ -86,7 +86,7 @@ def pays(g, y):
     narrow = width is not None and width <= MOST and not _portable.get()
     # Without a batch axis the field's vectors would be reshaped into rows and back, in every stage;
     # XLA sees through slices, but not through that.
-    narrow = narrow and not getattr(g, "is_alone", False)
+    narrow = narrow and not getattr(g, "without_batch", False)
     return bool(narrow and getattr(g, "is_arithmetic", False) and is_compiled())
 
 
@@ -172,13 +172,16 @@ def columns_of(field, y, theta):
         theta: the differentiable tensors.
 
     Returns:
-        `None` where it does not pay, or where a cotangent is a sum over several rows.
+        `None` where it does not pay: for a parameter without a first axis of that many rows, whose
+        cotangent is a sum over them, or for one of another dtype than the state's.
     """
     rows, shapes = y.shape[0], [leaf.shape for leaf in theta]
-    if rows is None or field.variables or not pays(field, y):
+    if not rows or field.variables or not pays(field, y):
         return None
-    for shape in shapes:
-        if not shape.is_fully_defined() or (rows != 1 and shape[:1] != [rows]):
+    for leaf, shape in zip(theta, shapes, strict=True):
+        if leaf.dtype != y.dtype or not shape.num_elements():
+            return None
+        if rows != 1 and shape[:1] != [rows]:
             return None
     few = sum(shape.num_elements() for shape in shapes) <= _NUMBERS * rows
     return Columns(rows, shapes) if few else None

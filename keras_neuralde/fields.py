@@ -88,8 +88,8 @@ class Field:
         return self._layout.joint
 
     @property
-    def is_alone(self):
-        """Whether there is one trajectory, without a batch axis."""
+    def without_batch(self):
+        """Whether the field's arrays have no batch axis, for there is one trajectory."""
         return self._layout.batch_ndims == 0
 
     @property
@@ -319,7 +319,7 @@ class BoundField:
         self._theta = theta
         self.implicit, self.size = field.implicit, field.size
         self.split, self.join, self.joint = field.split, field.join, field.joint
-        self.is_arithmetic, self.is_alone = field.is_arithmetic, field.is_alone
+        self.is_arithmetic, self.without_batch = field.is_arithmetic, field.without_batch
 
     def __call__(self, t, y):
         return self._field(t, y, self._theta)

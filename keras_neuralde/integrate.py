@@ -3,10 +3,12 @@
 One turn of the loop attempts one step in every row that still runs; each row has its own time,
 step size, error and status. Turns are grouped into segments of a fixed number. A segment leaves a
 record of its steps in a ring buffer, from which the save points are interpolated once each, and
-which the discrete adjoint walks backwards. Nothing here knows that gradients exist.
+which the discrete adjoint walks backwards. Where a turn is one kernel (see `components`), save points
+are written in passing instead. Nothing here knows that gradients exist.
 """
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -34,6 +36,10 @@ T, H, ACCEPTED, REJECTED, STATUS, ERROR, ERROR_BEFORE = range(7)
 RUNNING, RETRYING = -1.0, -2.0
 
 
+# The most save points that a single row passes one by one.
+_MOST_IN_PASSING = 128
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What is fixed when a solve is traced.
@@ -50,8 +56,8 @@ class Plan:
         stops: whether steps end on the save points: those of a method that cannot interpolate, or,
             in their place, the discontinuities of a delay equation.
         happenings: `happenings.Happenings`, events and jumps, or `None`.
-        repeats: whether save points are interpolated by taking their steps once more, instead of
-            from coefficients that every step leaves behind.
+        repeats: whether save points are computed from their steps, taken once more or in passing,
+            instead of from coefficients that every step leaves behind.
     """
 
     solver: Any
@@ -592,12 +598,21 @@ def integrate(plan, g, y0, terms):
         An `Outcome`: `y` is `(num_times, rows, width)` with save points, else `(rows, width)`.
     """
     in_passing = dataclasses.replace(plan, repeats=True)
-    if plan.saves and plan.solver.repeatable and apart(in_passing, g, y0):
+    if _saves_in_passing(in_passing, g, y0, terms.saves):
         carry, outputs = begin(in_passing, g, y0, terms)
         carry, outputs = save_in_passing(in_passing, g, terms, carry, outputs)
     else:
         carry, outputs = advance(plan, g, terms, *begin(plan, g, y0, terms))
     return finish(plan, carry, outputs, terms)
+
+
+def _saves_in_passing(plan, g, y0, saves):
+    """Whether to go by `save_in_passing`."""
+    if not plan.saves or plan.save_slopes or not plan.solver.repeatable or not apart(plan, g, y0):
+        return False
+    count = saves.shape[0] or math.inf
+    # A row alone is interpolated faster at very many points at once; their number must be exact.
+    return count <= _MOST_IN_PASSING if y0.shape[0] == 1 else count < 1 << 24
 
 
 def save_in_passing(plan, g, terms, carry, outputs):

@@ -1,6 +1,7 @@
 """Save points: the states there, from the records of steps or from the steps themselves.
 
-Nothing here knows how steps are chosen. A segment of the loop leaves its records in a ring; what it
+Nothing here knows how steps are chosen; those that are written while they are (see
+`integrate.save_in_passing`) have no need of it. A segment of the loop leaves its records in a ring; what it
 adds to the outputs is interpolated from these, or computed by taking the steps once more.
 """
 
@@ -12,7 +13,8 @@ import tensorflow as tf
 from keras_neuralde import components
 from keras_neuralde.interpolation import Interpolant
 
-# Save points that are interpolated in one piece.
+# Save points that are interpolated in one piece; also those that a row alone passes with arrays of
+# fewer than `_SEQUENTIAL` bytes.
 PIECE = 32
 # The largest array, in bytes, of a loop body whose kernels XLA runs one after the other, at half
 # the cost of finding out which of them could run side by side.

@@ -75,16 +75,21 @@ def test_the_same_numbers_as_row_by_row(seen, solver, saves, options):
     found = compiled(solver=solver, saveat=saves, **options)(y0, p)
     assert seen["steps"] > before["steps"]
     assert (seen["passing"] > before["passing"]) == (saves is not None)
-    # A step size has three digits of its own, but those in single precision: what the two ways
-    # round differently comes back as a ten-millionth of the tolerance.
+    # Step sizes are computed in single precision. Where the two ways round differently, steps differ
+    # by a ten-millionth, and the results by that part of the tolerance.
     np.testing.assert_allclose(found, outside, rtol=1e-10)
 
 
 def test_where_it_does_not_pay(seen):
-    """Nothing of it in plain graphs, for wide states or for dear functions."""
+    """Nothing of it in plain graphs, without a batch axis, for wide states or dear functions."""
     p, y0 = tf.constant(RATES), tf.ones((5, 2), tf.float64)
     tf.function(lambda: states(y0, p, saveat=[1.0])).get_concrete_function()
     compiled(field=with_a_sine, saveat=[1.0]).get_concrete_function(y0, p)
+    alone = tf.function(
+        lambda y: nde.solve(nde.ODEProblem(lambda t, y, p: -y, y, (0.0, 1.0)), "tsit5").y,
+        jit_compile=True,
+    )
+    alone.get_concrete_function(y0[0])
     wide = tf.ones((5, 9), tf.float64)
     compiled(field=lambda t, y, p: -y).get_concrete_function(wide, p)
     assert seen == {"steps": 0, "repeats": 0, "passing": 0}
@@ -208,7 +213,7 @@ def test_whether_xla_compiles_is_known_inside_loops():
 
 
 def test_gradients_with_save_points(seen):
-    """Forwards the steps to save points are taken once more; backwards nothing changes."""
+    """Forwards the steps to save points are taken once more; backwards a step is one kernel."""
     y0, p = tf.ones((5, 2), tf.float64), tf.constant(RATES)
     saves = tf.constant(SAVES, tf.float64)
 
@@ -222,6 +227,28 @@ def test_gradients_with_save_points(seen):
     assert seen["repeats"]
     for one, other in zip(found, tf.function(gradient)(y0, p, saves), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-11)
+
+
+def test_gradients_where_cotangents_do_not_come_apart():
+    """A tensor of another dtype that the field closes over, shared parameters, and no rows at all."""
+    single = tf.constant([[2.0]], tf.float32)
+
+    def field(t, y, p):
+        return -tf.cast(single, y.dtype) * y * p
+
+    def gradient(y0, p):
+        with tf.GradientTape() as tape:
+            tape.watch([y0, p])
+            y = states(y0, p, field=field)
+        return tape.gradient(y, [y0, p])
+
+    program = tf.function(gradient, jit_compile=True)
+    for rows in (1, 3):
+        by_y0, by_p = program(tf.ones((rows, 2), tf.float64), tf.ones([2], tf.float64))
+        np.testing.assert_allclose(by_y0, np.full((rows, 2), np.exp(-6.0)), rtol=1e-5)
+        np.testing.assert_allclose(by_p, np.full(2, -6.0 * rows * np.exp(-6.0)), rtol=1e-4)
+    nothing, none = program(tf.ones((0, 2), tf.float64), tf.ones((0, 2), tf.float64))
+    assert nothing.shape == none.shape == (0, 2)
 
 
 def test_rows_that_fail_and_rows_that_rest():

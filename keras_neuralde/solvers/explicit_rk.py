@@ -24,11 +24,11 @@ def _moved(ys, h, row, ks):
     return [y + h * total for y, total in zip(ys, sums, strict=True)] if sums else ys
 
 
-def _alone(x):
+def _as_list(x):
     return [x]
 
 
-def _only(parts):
+def _from_list(parts):
     return parts[0]
 
 
@@ -141,17 +141,13 @@ class ExplicitRungeKutta(Solver):
         """All stages, and the state at the end; lists of parts."""
         table, h = self.tableau, t_next - t
 
-        def moved(weights, ks):
-            sums = [combine(weights, column) for column in zip(*ks, strict=True)]
-            return [a if b is None else a + h * b for a, b in zip(ys, sums, strict=True)]
-
         ks, y1 = [k1], ys
         for c, row in zip(table.c[1:], table.a[1:], strict=True):
-            y1 = moved(row, ks)
+            y1 = _moved(ys, h, row, ks)
             time = t_next if c == 1 else t + float(c) * h
             ks.append(components.split(g(time, components.join(y1))))
         if not table.first_same_as_last:
-            y1 = moved(table.b, ks)
+            y1 = _moved(ys, h, table.b, ks)
         return ks, y1
 
     def inside(self, g, t, t_next, y, theta):
@@ -176,10 +172,10 @@ class ExplicitRungeKutta(Solver):
         the transformed adjoint system", Numerische Mathematik 87, 2000).
         """
         nodes, rows, outputs = self._reverse_table(dense_bar is not None)
-        # The arithmetic is that of components, or of lists of one matrix where they stay together.
+        # The arithmetic is that of lists: of components, or of the one matrix of all of them.
         columns = components.columns_of(field, y, theta)
         apart = columns is not None
-        split, join = (components.split, components.join) if apart else (_alone, _only)
+        split, join = (components.split, components.join) if apart else (_as_list, _from_list)
         h = t_next - t if apart else (t_next - t)[:, None]
         variables = list(field.variables)
         captures = field.captures
