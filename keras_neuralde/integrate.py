@@ -3,8 +3,8 @@
 One turn of the loop attempts one step in every row that still runs; each row has its own time,
 step size, error and status. Turns are grouped into segments of a fixed number. A segment leaves a
 record of its steps in a ring buffer, from which the save points are interpolated once each, and
-which the discrete adjoint walks backwards. Where a turn is one kernel (see `components`), save points
-are written in passing instead. Nothing here knows that gradients exist.
+which the discrete adjoint walks backwards. Where a turn is one kernel (see `components`), save
+points are written in passing instead. Nothing here knows that gradients exist.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """Save points: the states there, from the records of steps or from the steps themselves.
 
-Nothing here knows how steps are chosen; those that are written while they are (see
-`integrate.save_in_passing`) have no need of it. A segment of the loop leaves its records in a ring; what it
+Nothing here knows how steps are chosen; save points that are written while they are have no need of
+it (see `integrate.save_in_passing`). A segment of the loop leaves its records in a ring; what it
 adds to the outputs is interpolated from these, or computed by taking the steps once more.
 """
 

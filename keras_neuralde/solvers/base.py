@@ -102,8 +102,8 @@ class Solver:
     #: taken once more.
     repeatable: bool = False
 
-    #: Whether steps are written for `keras_neuralde.components` too, as `step_together`: the loop then
-    #: calls that one where it pays. To be false where only `step` is overridden.
+    #: Whether steps are written for `keras_neuralde.components` too, as `step_together`: the loop
+    #: then calls that one where it pays. To be false where only `step` is overridden.
     by_components: bool = False
 
     #: Whether a step can be interpolated; otherwise steps end on the save points.
