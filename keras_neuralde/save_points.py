@@ -25,6 +25,8 @@ _RING_BYTES = 1 << 25
 
 def write(buffer, index, value):
     """`buffer` with row `index` replaced."""
+    if 0 in value.shape.as_list():
+        return buffer
     return tf.tensor_scatter_nd_update(buffer, tf.reshape(index, [1, 1]), value[None])
 
 
