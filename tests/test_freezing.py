@@ -56,7 +56,7 @@ def test_several_solves_keep_their_own_steps_and_fixed_ones_stay():
 
 
 def test_control_at_loose_tolerance_reaches_the_minimum():
-    """The true minimum is 0; without frozen steps the search stalls, or takes far longer by luck."""
+    """The true minimum is 0; without frozen steps the search stalls, or is far longer by luck."""
 
     def run(freeze_steps):
         bfgs = nde.optimizers.BFGS(initial_step_norm=1e-4)
