@@ -25,6 +25,7 @@ class LiftedFunction:
         captures: tensors with a floating dtype that the function closes over, in order.
         variables: the floating `tf.Variable`s that it reads.
         first_parameter: how many tensors come before those of the last argument.
+        lifted: which of all captured inputs `captures` are.
     """
 
     inline: Callable | None
@@ -32,7 +33,7 @@ class LiftedFunction:
     captures: tuple
     variables: tuple
     first_parameter: int
-    _lifted: tuple
+    lifted: tuple
 
     def __call__(self, args):
         """Calls the function on its flat arguments; captured tensors are read where they are."""
@@ -86,7 +87,7 @@ class LiftedFunction:
             The structure that the function returns.
         """
         replacements = list(self.concrete.captured_inputs)
-        for index, value in zip(self._lifted, captures, strict=True):
+        for index, value in zip(self.lifted, captures, strict=True):
             replacements[index] = value
         # A private method, used in this one place; tests/test_captures.py guards it.
         return self.concrete._call_flat(list(args), captured_inputs=replacements)

@@ -12,37 +12,13 @@ import contextvars
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 
+from keras_neuralde import arithmetic
+
 #: The most components: a kernel of very many operations takes long to compile.
 MOST = 8
 
 #: The most numbers of each row that the cotangents of parameters may be.
 _NUMBERS = 32
-
-# What costs no more than moving its result through memory.
-_CHEAP = frozenset(
-    # Numbers,
-    ["Abs", "Add", "AddN", "AddV2", "Cast", "Maximum", "Minimum", "Mul", "Neg", "Square", "Sub"]
-    # choices among them,
-    + ["Equal", "Greater", "GreaterEqual", "Less", "LessEqual", "LogicalAnd", "LogicalNot"]
-    + ["LogicalOr", "NotEqual", "SelectV2"]
-    # and where they come from and go to.
-    + ["BroadcastTo", "ConcatV2", "Const", "ExpandDims", "Fill", "Identity", "NoOp", "OnesLike"]
-    + ["Pack", "Placeholder", "ReadVariableOp", "Reshape", "Shape", "Split", "SplitV", "Squeeze"]
-    + ["StridedSlice", "Unpack", "ZerosLike"]
-)
-
-
-def is_arithmetic(graph):
-    """Whether a field's graph holds nothing but cheap operations on single numbers."""
-    return all(op.type in _CHEAP or _is_product(op) for op in graph.get_operations())
-
-
-def _is_product(operation):
-    """Whether it is a square or a cube, which XLA multiplies out."""
-    if operation.type != "Pow":
-        return False
-    exponent = tf.get_static_value(operation.inputs[1])
-    return exponent is not None and bool(((exponent == 2) | (exponent == 3)).all())
 
 
 def is_compiled():
@@ -84,10 +60,11 @@ def pays(g, y):
     """
     width = y.shape[1]
     narrow = width is not None and width <= MOST and not _portable.get()
+    if not narrow or not getattr(g, "is_arithmetic", False) or not is_compiled():
+        return False
     # Without a batch axis the field's vectors would be reshaped into rows and back, in every stage;
     # XLA sees through slices, but not through that.
-    narrow = narrow and not getattr(g, "without_batch", False)
-    return bool(narrow and getattr(g, "is_arithmetic", False) and is_compiled())
+    return g.by_numbers or not g.without_batch
 
 
 def split(y):
@@ -100,6 +77,20 @@ def join(parts):
     return tf.stack(parts, axis=-1)
 
 
+def numbers(g, parts):
+    """`(1,)` as numbers where a field takes these.
+
+    A reshape between two stages would make XLA:CPU compute the first one once more for whatever
+    reads it; so there is one in front of all of them, and `arrays` behind.
+    """
+    return [tf.reshape(part, ()) for part in parts] if g.by_numbers else parts
+
+
+def arrays(parts):
+    """The inverse of `numbers`."""
+    return [part if part.shape.rank else part[None] for part in parts]
+
+
 def together(parts):
     """The same tensors, as the results of one kernel.
 
@@ -109,14 +100,15 @@ def together(parts):
     compiler finds that both are the same number.
 
     Args:
-        parts: a list of `(rows,)` of one dtype.
+        parts: a list of `(rows,)`, or of numbers, of one dtype.
     """
     lowest = tf.constant(float("-inf"), parts[0].dtype)
-    shape = [parts[0].shape[0] or tf.shape(parts[0])[0], 2]
-    twice = [tf.broadcast_to(part[:, None], shape) for part in parts]
+    rank = parts[0].shape.rank
+    shape = [*(size or tf.shape(parts[0])[0] for size in parts[0].shape), 2]
+    twice = [tf.broadcast_to(part[..., None], shape) for part in parts]
     count = len(parts)
     found = gen_xla_ops.xla_variadic_reduce_v2(
-        twice, [lowest] * count, [1], _maxima(count, parts[0].dtype)
+        twice, [lowest] * count, [rank], _maxima(count, parts[0].dtype)
     )
     for part, like in zip(found, parts, strict=True):
         part.set_shape(like.shape)
@@ -136,35 +128,51 @@ def _maxima(count, dtype):
 
 
 class Columns:
-    """How cotangents of parameters come apart into numbers of each row.
+    """How parameters and their cotangents come apart into numbers of each row.
 
     Args:
-        rows: how many rows there are.
-        shapes: the shapes of the parameters.
+        rows: how many rows there are; 0 for plain numbers, see `numbers`.
+        theta: the differentiable tensors.
     """
 
-    def __init__(self, rows, shapes):
-        self._rows, self._shapes = rows, shapes
-        self._counts = [shape.num_elements() // rows for shape in shapes]
+    def __init__(self, rows, theta):
+        self._shapes = [leaf.shape for leaf in theta]
+        self._rows = rows
+        self._counts = [shape.num_elements() // (rows or 1) for shape in self._shapes]
+
+    def parameters(self, theta):
+        """What a field takes in place of `theta`."""
+        if self._rows:
+            return theta
+        # New tensors, so that a tape can tell them from the caller's.
+        return [arithmetic.numbers(tf.identity(leaf)) for leaf in theta]
+
+    def sources(self, parameters, captures):
+        """What a tape watches of them."""
+        if self._rows:
+            return [*parameters[: len(parameters) - len(captures)], *captures]
+        return [one for leaf in parameters for one in leaf.ravel()]
 
     def split(self, bars):
-        """All numbers, a list of `(rows,)`."""
+        """The cotangents of the `sources` as a list of `(rows,)`, or of numbers."""
+        if not self._rows:
+            return bars
         parts: list = []
         for count, bar in zip(self._counts, bars, strict=True):
             parts += tf.unstack(tf.reshape(bar, [self._rows, count]), axis=1)
         return parts
 
     def join(self, parts):
-        """The inverse of `split`."""
+        """The cotangents of `theta`, from what `split` gives."""
         bars = []
         for count, shape in zip(self._counts, self._shapes, strict=True):
-            bars.append(tf.reshape(tf.stack(parts[:count], axis=1), shape))
+            bars.append(tf.reshape(tf.stack(parts[:count], axis=-1), shape))
             parts = parts[count:]
         return bars
 
 
 def columns_of(field, y, theta):
-    """The `Columns` of the parameters' cotangents.
+    """The `Columns` of the parameters.
 
     Args:
         field: the `Field`.
@@ -175,13 +183,15 @@ def columns_of(field, y, theta):
         `None` where it does not pay: for a parameter without a first axis of that many rows, whose
         cotangent is a sum over them, or for one of another dtype than the state's.
     """
-    rows, shapes = y.shape[0], [leaf.shape for leaf in theta]
+    rows = y.shape[0]
     if not rows or field.variables or not pays(field, y):
         return None
-    for leaf, shape in zip(theta, shapes, strict=True):
-        if leaf.dtype != y.dtype or not shape.num_elements():
+    if rows == 1 and not field.by_numbers:
+        return None
+    for leaf in theta:
+        if leaf.dtype != y.dtype or not leaf.shape.num_elements():
             return None
-        if rows != 1 and shape[:1] != [rows]:
+        if rows != 1 and leaf.shape[:1] != [rows]:
             return None
-    few = sum(shape.num_elements() for shape in shapes) <= _NUMBERS * rows
-    return Columns(rows, shapes) if few else None
+    few = sum(leaf.shape.num_elements() for leaf in theta) <= _NUMBERS * rows
+    return Columns(0 if rows == 1 else rows, theta) if few else None

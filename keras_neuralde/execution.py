@@ -24,12 +24,12 @@ from keras_neuralde.integrate import (
     any_running,
     begin,
     finish,
-    integrate,
     integrate_times,
     nan_where_failed,
     outputs_of,
     step_times,
 )
+from keras_neuralde.passing import integrate
 from keras_neuralde.programs import ProgramCache, compiled
 from keras_neuralde.save_points import read_saves, repeating, segment_of_memory
 from keras_neuralde.solution import Status

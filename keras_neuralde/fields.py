@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_neuralde import components
+from keras_neuralde import arithmetic, components
 from keras_neuralde import slice_gradients as slice_gradients
 from keras_neuralde.sparsity import BandedJacobian
 
@@ -97,7 +97,13 @@ class Field:
         """Whether the field is cheap arithmetic (see `components`)."""
         if self.joint or self.implicit.mass_inverse is not None:
             return False
-        return components.is_arithmetic(self._function.concrete.graph)
+        return arithmetic.is_arithmetic(self._function.concrete.graph)
+
+    @property
+    def by_numbers(self):
+        """Whether `by_components` takes numbers, for there is one trajectory."""
+        single = self._layout.rows == 1 and self.is_arithmetic
+        return single and arithmetic.comes_apart(self._function.concrete.graph)
 
     @property
     def _functions(self):
@@ -119,6 +125,32 @@ class Field:
     def __call__(self, t, y, theta):
         """`t` of shape `(rows,)` and `y` of shape `(rows, width)` → `(rows, width)`."""
         return self._evaluate(self._time(t, y), y, theta)
+
+    def by_components(self, t, parts, theta):
+        """The same for a state that is a list of its components.
+
+        Args:
+            t: `(rows,)`; a number where the field goes `by_numbers`.
+            parts: the components, of the same shape.
+            theta: the differentiable tensors, or arrays of their numbers.
+
+        Returns:
+            The components of the slope.
+        """
+        if not self.by_numbers:
+            return components.split(self(t, components.join(parts), theta))
+        batch, leaves = tuple(self._batch_dims), []
+        for size, shape in zip(self._layout.sizes, self._layout.state_shapes, strict=True):
+            leaves.append(arithmetic.array(parts[:size], batch + shape))
+            parts = parts[size:]
+        theta = [arithmetic.numbers(leaf) for leaf in theta]
+        feeds = [arithmetic.array([t], batch), *leaves, *self._parameters(theta)]
+        captured = list(self._function.concrete.captured_inputs)
+        for index, value in zip(self._function.lifted, theta[len(self._floating) :], strict=True):
+            captured[index] = value
+        feeds = [arithmetic.numbers(feed) for feed in [*feeds, *captured]]
+        found = arithmetic.evaluate(self._function.concrete.graph, feeds)
+        return [tf.convert_to_tensor(one) for leaf in found for one in leaf.ravel()]
 
     def _outcome(self, time, y, theta):
         """What the user's function returns, as it is."""
@@ -319,10 +351,15 @@ class BoundField:
         self._theta = theta
         self.implicit, self.size = field.implicit, field.size
         self.split, self.join, self.joint = field.split, field.join, field.joint
-        self.is_arithmetic, self.without_batch = field.is_arithmetic, field.without_batch
+        self.is_arithmetic, self.by_numbers = field.is_arithmetic, field.by_numbers
+        self.without_batch = field.without_batch
 
     def __call__(self, t, y):
         return self._field(t, y, self._theta)
+
+    def by_components(self, t, parts):
+        """See `Field.by_components`."""
+        return self._field.by_components(t, parts, self._theta)
 
     def evaluate(self, function, t, y, *extra):
         """See `Field.evaluate`."""

@@ -8,7 +8,7 @@ points are written in passing instead. Nothing here knows that gradients exist.
 """
 
 import dataclasses
-import math
+import functools
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -16,8 +16,6 @@ import tensorflow as tf
 from keras_neuralde import components, controllers
 from keras_neuralde.brownian import resolution
 from keras_neuralde.save_points import (
-    PIECE,
-    at_start,
     collect,
     first_outputs,
     put_together,
@@ -34,10 +32,6 @@ T, H, ACCEPTED, REJECTED, STATUS, ERROR, ERROR_BEFORE = range(7)
 # What STATUS holds, besides the codes of `Status`, while a row has steps to take: whether the last
 # attempt was accepted or rejected.
 RUNNING, RETRYING = -1.0, -2.0
-
-
-# The most save points that a single row passes one by one.
-_MOST_IN_PASSING = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,17 +203,43 @@ def empty_ring(plan, carry, size):
 
 
 class Due(NamedTuple):
-    """The next save point of each row.
+    """The next save points of each row.
 
     Attributes:
-        number: `(rows,)`, which it is; a whole number of the state's dtype.
-        time: `(rows,)`, when; NaN where there is none.
-        later: `(rows,)`, when the one after it is, likewise.
+        number: `(rows,)`, which the first of them is; a whole number of the state's dtype.
+        times: when they are, a list of `(rows,)`, NaN where there are none: those that a turn may
+            pass, and one more. It may be empty.
+        t_next: `(rows,)`, where the step ends, if the turn before has told; `None` otherwise.
+        along: what else the turn's kernel is to hand on, a list of `(rows,)`.
+        known: whether the decisions of this turn are on record; `None` for never.
+        moved: `(rows,)` booleans, the recorded decision: whether the row went on.
+        passed: a list of `(rows,)` booleans: which save points it passed.
+    """
+
+    number: tf.Tensor
+    times: list
+    t_next: tf.Tensor | None = None
+    along: Any = ()
+    known: tf.Tensor | None = None
+    moved: tf.Tensor | None = None
+    passed: Any = ()
+
+
+class Passed(NamedTuple):
+    """What a turn with a `Due` leaves behind, besides the new carry.
+
+    Attributes:
+        number: `(rows,)`, the number of the next save point.
+        time: `(rows,)`, when that is; with `Due.t_next` where the next step ends.
+        along: `Due.along`.
+        values: the states at the save points that it may have passed, lists of components, and
+            behind them of their slopes where these are saved.
     """
 
     number: tf.Tensor
     time: tf.Tensor
-    later: tf.Tensor
+    along: list
+    values: list
 
 
 def attempt(plan, g, terms, carry, forced=None, due=None):
@@ -233,13 +253,12 @@ def attempt(plan, g, terms, carry, forced=None, due=None):
         forced: `(known, decision, kind, fired)`: when a recorded turn is repeated, its `(rows,)`
             booleans replace the decision where `known`, the kind of step where the solver switches,
             and `(channels, rows)` booleans what happened.
-        due: a `Due`, where the state at save points is computed with the step that passes them. A
-            step that passes several is taken as often, and the row moves on with the last of them.
+        due: a `Due`, where the states at save points are computed with the step that passes them. A
+            step that passes more of them than a turn may is taken once more, and the row moves on
+            with the last.
 
     Returns:
-        The new carry and the `Ring` entries of the turn; with `due`, in their place, the number and
-        the time of what is due next, and the components of the state at the save point that the
-        turn passed.
+        The new carry and the `Ring` entries of the turn; with `due`, `Passed` in their place.
     """
     t, h, accepted, rejected, status, *errors = tf.unstack(carry.control)
     counted = [errors.pop() for _ in range(plan.counts_jacobians + plan.counts)][::-1]
@@ -248,18 +267,28 @@ def attempt(plan, g, terms, carry, forced=None, due=None):
         modes[0] = tf.where(forced[0], tf.cast(forced[2], t.dtype), modes[0])
     kind = modes[:1] if plan.switches else []
     running = status < 0.0
-    t_next = _next_time(plan, g, terms, t, h, accepted)
+    told = None if due is None else due.t_next
+    t_next = _next_time(plan, g, terms, t, h, accepted) if told is None else told
     if plan.happenings is not None:
         t_next = plan.happenings.clip(plan, terms, t, t_next, carry.memory)
-    t_next = tf.where(running, t_next, t)
+    t_next = t_next if told is not None else tf.where(running, t_next, t)
     kept = {"kept": carry.kept} if carry.kept else {}
     memory, noise, driven = carry.memory, (), g
     if plan.happenings is not None and memory.noise:
         driven, noise, left = g.draw_noise(t, t_next, memory.noise)
         memory = memory._replace(noise=left)
     if due is not None or apart(plan, g, carry.y):
-        theta = None if due is None else (due.time - t) / tf.where(running, t_next - t, 1.0)
-        step, value = plan.solver.step_together(g, t, t_next, carry.y, carry.solver_state, theta)
+        thetas, slopes = [], due is not None and plan.save_slopes
+        if due is not None and due.times:
+            # One division for all of them.
+            inverse = 1.0 / tf.where(running, t_next - t, 1.0)
+            thetas = [(time - t) * inverse for time in due.times[:-1]]
+        step, values = plan.solver.step_together(
+            g, t, t_next, carry.y, carry.solver_state, thetas, slopes
+        )
+        if slopes:
+            width = carry.y.shape[1]
+            values = [[*some[:width], *(x * inverse for x in some[width:])] for some in values]
     else:
         step = plan.solver.step(
             driven, t, t_next, carry.y, carry.solver_state, plan.dense, *kind, **kept
@@ -277,6 +306,8 @@ def attempt(plan, g, terms, carry, forced=None, due=None):
     if forced is not None:
         known, decision, *_ = forced
         good = tf.where(known, decision, good)
+    if due is not None and due.known is not None:
+        good = tf.where(due.known, reduce_or([due.moved, *due.passed]), good)
     accept = running & good
 
     t_new = tf.where(accept, t_next, t)
@@ -326,15 +357,7 @@ def attempt(plan, g, terms, carry, forced=None, due=None):
         counted = [total + tf.where(running, number, 0.0) for total, number in pairs]
     control = [t_new, h, accepted, rejected, status, *errors, *modes, *counted]
     if due is not None:
-        passes = accept & (terms.direction * due.time <= terms.direction * t_next)
-        once_more = passes & (terms.direction * due.later <= terms.direction * t_next)
-        before = tf.unstack(carry.control)
-        control = [tf.where(once_more, a, b) for a, b in zip(before, control, strict=True)]
-        number = due.number + tf.where(passes, one, 0.0)
-        following = [number, tf.where(passes, due.later, due.time)]
-        moves = accept & ~once_more
-        new, following = _chosen_together(moves, step, carry, control, following)
-        return new, (*following, value)
+        return _pass_by(plan, terms, carry, step, control, accept, t_next, due, values)
     if apart(plan, g, carry.y):
         new, _ = _chosen_together(accept, step, carry, control)
     else:
@@ -354,6 +377,41 @@ def attempt(plan, g, terms, carry, forced=None, due=None):
     return plan.happenings.settle(plan, g, terms, carry, new, record, recalled, noise)
 
 
+def _pass_by(plan, terms, carry, step, control, accept, t_next, due, values):
+    """The end of a turn that passes save points: the new carry and `Passed`."""
+    beyond = [terms.direction * time <= terms.direction * t_next for time in due.times]
+    passes, once_more = [accept & flag for flag in beyond[:-1]], accept & False
+    if beyond:
+        once_more = passes[-1] & beyond[-1]
+    if due.known is not None:
+        pairs = zip(due.passed, passes, strict=True)
+        passes = [tf.where(due.known, recorded, found) for recorded, found in pairs]
+        once_more = tf.where(due.known, accept & ~due.moved, once_more)
+    before = tf.unstack(carry.control)
+    control = [tf.where(once_more, a, b) for a, b in zip(before, control, strict=True)]
+    one = tf.ones_like(due.number)
+    number, time = due.number, due.times[0] if due.times else due.number
+    for flag, later in zip(passes, due.times[1:], strict=True):
+        number += tf.where(flag, one, 0.0)
+        time = tf.where(flag, later, time)
+    if due.t_next is not None:
+        time = following(plan, None, terms, control)
+    told = [number, time, *due.along]
+    new, told = _chosen_together(accept & ~once_more, step, carry, control, told)
+    return new, Passed(*told[:2], told[2:], values)
+
+
+def following(plan, g, terms, control):
+    """Where the next step ends, or the time of a row that has ended; from the control block."""
+    t, h, accepted, _, status = control[:5]
+    return tf.where(status < 0.0, _next_time(plan, g, terms, t, h, accepted), t)
+
+
+def reduce_or(flags):
+    """Whether one of several is true, elementwise."""
+    return functools.reduce(tf.logical_or, flags)
+
+
 def apart(plan, g, y):
     """Whether a turn is computed by components, all of it in one kernel."""
     simple = plan.happenings is None and not plan.dense
@@ -370,7 +428,7 @@ def _chosen_together(accept, step, carry, control, others=()):
         for new, old in zip(*map(components.split, pair), strict=True)
     ]
     found = components.together([*others, *control, *chosen])
-    return _unpacked(found[len(others) :], width, carry), found[: len(others)]
+    return unpacked(found[len(others) :], width, carry), found[: len(others)]
 
 
 def _sum(y):
@@ -379,15 +437,15 @@ def _sum(y):
     return tf.add_n(components.split(y)) if few else tf.reduce_sum(y, axis=1)
 
 
-def _packed(carry):
+def packed(carry):
     """The control block, the state and the solver's state as one array, `(numbers, rows)`."""
     parts = [*tf.unstack(carry.control)]
     parts += [*components.split(carry.y), *components.split(carry.solver_state)]
     return tf.stack(parts)
 
 
-def _unpacked(parts, width, carry):
-    """The inverse of `_packed`, from its rows; the rest as in `carry`."""
+def unpacked(parts, width, carry):
+    """The inverse of `packed`, from its rows; the rest as in `carry`."""
     y, state = (components.join(some) for some in (parts[-2 * width : -width], parts[-width:]))
     return carry._replace(y=y, solver_state=state, control=tf.stack(parts[: -2 * width]))
 
@@ -413,16 +471,16 @@ def _repeated(plan, g, carry, more, turn_once, others):
     def unpack(carried):
         if not packs:
             return carried
-        return _unpacked(tf.unstack(carried), int(carry.y.shape[1]), carry)
+        return unpacked(tf.unstack(carried), int(carry.y.shape[1]), carry)
 
     def once(turn, carried, *others):
         carried, *others = turn_once(turn, unpack(carried), *others)
-        return turn + 1, _packed(carried) if packs else carried, *others
+        return turn + 1, packed(carried) if packs else carried, *others
 
     turns, carried, *others = tf.while_loop(
         lambda turn, carried, *_: more(turn, unpack(carried)),
         once,
-        (tf.constant(0), _packed(carry) if packs else carry, *others),
+        (tf.constant(0), packed(carry) if packs else carry, *others),
     )
     return turns, unpack(carried)._replace(kept=()), *others
 
@@ -533,9 +591,16 @@ def _square_by_components(terms, y, step):
     width = int(y.shape[1])
     parts = [components.split(x) for x in (y, step.y1, step.error, step.state)]
     rtol, atol = (_columns(x, width) for x in (terms.rtol, terms.atol))
-    for old, new, error, state, r, a in zip(*parts, rtol, atol, strict=True):
-        scale = a + r * tf.maximum(tf.abs(old), tf.abs(new))
-        term = tf.square(error / scale) + 0.0 * (new + state)
+    pairs = zip(*parts[:2], rtol, atol, strict=True)
+    scales = [a + r * tf.maximum(tf.abs(old), tf.abs(new)) for old, new, r, a in pairs]
+    if y.shape[0] == 1:
+        # Numbers in a row are divided by one kernel.
+        ratios = tf.unstack(tf.concat(parts[2], 0) / tf.concat(scales, 0))
+        ratios = [ratio[None] for ratio in ratios]
+    else:
+        ratios = [error / scale for error, scale in zip(parts[2], scales, strict=True)]
+    for ratio, new, state in zip(ratios, parts[1], parts[3], strict=True):
+        term = tf.square(ratio) + 0.0 * (new + state)
         total = term if total is None else total + term
     return total * (1.0 / width)
 
@@ -589,123 +654,6 @@ def run_segment(plan, g, terms, carry, ring, forced=None):
 def keeping(plan, g, carry):
     """The carry at the beginning of a segment: with what the solver keeps, still empty."""
     return carry._replace(kept=plan.solver.keep(g, carry.y))
-
-
-def integrate(plan, g, y0, terms):
-    """The whole integration, without a memory of its steps beyond the current segment.
-
-    Returns:
-        An `Outcome`: `y` is `(num_times, rows, width)` with save points, else `(rows, width)`.
-    """
-    in_passing = dataclasses.replace(plan, repeats=True)
-    if _saves_in_passing(in_passing, g, y0, terms.saves):
-        carry, outputs = begin(in_passing, g, y0, terms)
-        carry, outputs = save_in_passing(in_passing, g, terms, carry, outputs)
-    else:
-        carry, outputs = advance(plan, g, terms, *begin(plan, g, y0, terms))
-    return finish(plan, carry, outputs, terms)
-
-
-def _saves_in_passing(plan, g, y0, saves):
-    """Whether to go by `save_in_passing`."""
-    if not plan.saves or plan.save_slopes or not plan.solver.repeatable or not apart(plan, g, y0):
-        return False
-    count = saves.shape[0] or math.inf
-    # A row alone is interpolated faster at very many points at once; their number must be exact.
-    return count <= _MOST_IN_PASSING if y0.shape[0] == 1 else count < 1 << 24
-
-
-def save_in_passing(plan, g, terms, carry, outputs):
-    """`advance` for save points that are computed with the steps that pass them.
-
-    Rows pass their save points at turns of their own; what they found is written at once, so that
-    no record of the steps is kept.
-    """
-    width, flat = int(carry.y.shape[1]), components.split(outputs[0])
-    first = tf.reduce_sum(tf.cast(at_start(terms), carry.y.dtype), axis=0)
-    parts = [first, *tf.unstack(_packed(carry))]
-    if carry.y.shape[0] != 1:
-        parts, flat = _pass(plan, g, terms, carry, parts, terms.saves, flat)
-    else:
-        # A few at a time, see `save_points`; each piece knows when the first of the next one is.
-        count = terms.saves.shape[0] or tf.shape(terms.saves)[0]
-        pieces = -(-count // PIECE)
-        missing = [[0, pieces * PIECE - count], [0, 0]]
-        nan = float("nan")
-        saves = tf.pad(terms.saves, missing + tf.constant([[0, 1], [0, 0]]), constant_values=nan)
-        flat = [tf.pad(part, missing, constant_values=nan) for part in flat]
-
-        def one_piece(piece, block, flat):
-            at = piece * PIECE
-            some = tf.gather(saves, at + tf.range(PIECE + 1))
-            some = tf.ensure_shape(some, [PIECE + 1, 1])
-            these = [tf.gather(part, at + tf.range(PIECE)) for part in flat]
-            parts = tf.unstack(block)
-            parts, these = _pass(plan, g, terms, carry, parts, some, these, at, PIECE)
-            where = (at + tf.range(PIECE))[:, None]
-            pairs = zip(flat, these, strict=True)
-            flat = [tf.tensor_scatter_nd_update(full, where, part) for full, part in pairs]
-            return piece + 1, tf.stack(parts), flat
-
-        _, block, flat = tf.while_loop(
-            lambda piece, *_: piece < pieces, one_piece, (tf.constant(0), tf.stack(parts), flat)
-        )
-        parts, flat = tf.unstack(block), [part[:count] for part in flat]
-    y = components.join(flat)
-    y.set_shape(outputs[0].shape)
-    return _unpacked(parts[1:], width, carry), (y, ())
-
-
-def _pass(plan, g, terms, carry, parts, saves, flat, at=0, most=None):
-    """Turns until every row has ended or passed `most` save points.
-
-    Args:
-        plan: the `Plan`.
-        g: the field.
-        terms: the `Terms`.
-        carry: the `Carry`, for what the loop leaves as it is.
-        parts: the number of the next save point and what `_packed` gives, a list of `(rows,)`.
-        saves: save points, `(num_times, rows)` or `(num_times, 1)`.
-        flat: the components of the states there, a list of `(num_times, rows)`.
-        at: the number of the first of `saves`.
-        most: how many save points are to be passed; `None` for all there are.
-
-    Returns:
-        `parts` and `flat`.
-    """
-    rows, width = carry.y.shape[0] or tf.shape(carry.y)[0], int(carry.y.shape[1])
-    count = saves.shape[0] or tf.shape(saves)[0]
-    column, shared = tf.range(rows), saves.shape[1] == 1
-    times, shape = tf.reshape(saves, [-1]), tf.shape(flat[0])
-    nan = tf.constant(float("nan"), saves.dtype)
-    base = tf.cast(at, saves.dtype)
-    end = None if most is None else base + float(most)
-
-    def time_of(number):
-        index = tf.minimum(tf.cast(number - base, tf.int32), count - 1)
-        time = tf.gather(times, index if shared else index * rows + column)
-        return tf.where(number - base < tf.cast(count, number.dtype), time, nan)
-
-    def more(block, _):
-        running = any_running(block[2:])
-        return running if end is None else running & tf.reduce_any(block[1] < end)
-
-    def once(block, flat):
-        time, number, *packed = tf.unstack(block)
-        due = Due(number, time, time_of(number + 1.0))
-        new = _unpacked(packed, width, carry)
-        new, (number, time, value) = attempt(plan, g, terms, new, due=due)
-        # Past the end, where nothing is written, unless a save point was passed.
-        place = tf.cast(due.number - base, tf.int32) * rows + column
-        place = tf.where(number > due.number, place, shape[0] * rows)[:, None]
-        pairs = zip(flat, value, strict=True)
-        flat = [tf.tensor_scatter_nd_update(full, place, part) for full, part in pairs]
-        return tf.concat([tf.stack([time, number]), _packed(new)], axis=0), flat
-
-    flat = [tf.reshape(part, [-1]) for part in flat]
-    block = tf.stack([time_of(parts[0]), *parts])
-    block, flat = tf.while_loop(more, once, (block, flat))
-    return tf.unstack(block)[1:], [tf.reshape(part, shape) for part in flat]
 
 
 def begin(plan, g, y0, terms):

@@ -34,6 +34,7 @@ FLOORS = (
         "sparsity",
     ),
     ("events", "jumps"),
+    ("arithmetic",),
     ("components",),
     (
         "controllers",
@@ -48,6 +49,7 @@ FLOORS = (
     ("happenings",),
     ("save_points",),
     ("integrate",),
+    ("passing",),
     ("adjoints",),
     ("options", "settings", "equations", "arguments", "execution"),
     ("solve",),

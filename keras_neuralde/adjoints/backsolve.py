@@ -6,7 +6,7 @@ from keras_neuralde.adjoints import backsolve_noise
 from keras_neuralde.adjoints.base import differentiable
 from keras_neuralde.adjoints.continuous import ContinuousAdjoint, Sweep
 from keras_neuralde.adjoints.grid import check_grid
-from keras_neuralde.integrate import integrate
+from keras_neuralde.passing import integrate
 
 
 @dataclasses.dataclass(frozen=True)

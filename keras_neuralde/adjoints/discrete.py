@@ -12,22 +12,19 @@ become free, and replays the decisions (accept or reject, what happened) that th
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from keras_neuralde import components
+from keras_neuralde import components, passing
 from keras_neuralde.adjoints.base import Adjoint, differentiable
 from keras_neuralde.integrate import (
     STATUS,
-    Carry,
-    Ring,
     T,
     any_running,
     begin,
     empty_ring,
     finish,
-    integrate,
     outputs_of,
     run_segment,
 )
@@ -54,15 +51,14 @@ class Trail(NamedTuple):
         turns: the valid records in it.
         segments: how many segments there were.
         slots: carries at segment starts, `(checkpoints + 1, ...)`; the last one is scratch.
-        decisions: accept bits of the segments that start at a slot, and below them, where the
-            solver switches, the bits of the kinds of their steps, and those of what happened.
+        decisions: the bits of the `flags` of the segments that start at a slot.
         stride: segments between slots.
     """
 
-    ring: Ring
+    ring: Any
     turns: tf.Tensor
     segments: tf.Tensor
-    slots: Carry
+    slots: Any
     decisions: tf.Tensor
     stride: tf.Tensor
 
@@ -84,13 +80,16 @@ class Discrete(Adjoint):
         own = repeating(task.plan, field, y0, terms.saves)
         plan = dataclasses.replace(own, segment=segment, save_slopes=slopes)
         checkpoints, time_gradient = task.checkpoints, task.time_gradient
+        alone = _goes_alone(task, field, y0, terms)
+        plan = dataclasses.replace(plan, repeats=True) if alone else plan
+        turns_of = _TurnsAlone if alone else _Turns
 
         def forward(bound, g, y0):
-            outcome, trail = _forward(plan, g, y0, bound, checkpoints)
+            outcome, trail = _forward(turns_of(plan, g, bound), y0, checkpoints)
             return outputs_of(outcome), (outcome, trail)
 
         def primal(bound, g, y0):
-            return outputs_of(integrate(own, g, y0, bound))
+            return outputs_of(passing.integrate(own, g, y0, bound))
 
         def backward(memory, bound, theta, y_bar, *told):
             outcome, trail = memory
@@ -102,7 +101,8 @@ class Discrete(Adjoint):
                     tf.where(failed, tf.zeros_like(times_bar), times_bar),
                     tf.where(failed[:, None], tf.zeros_like(states_bar), states_bar),
                 )
-            backward = Backward(plan, field, bound, checkpoints, time_gradient, y0, told)
+            kind = _BackwardAlone if alone else Backward
+            backward = kind(plan, field, bound, checkpoints, time_gradient, y0, told)
             return backward(trail, outcome, y_bar, theta)
 
         return differentiable(self.name, task, field, y0, terms, forward, primal, backward)
@@ -124,16 +124,118 @@ def _turns_of_a_segment(task, y0):
     return max(turns, 1 << int(math.log2(max(1, min(8 * turns, fitting)))))
 
 
-def _forward(plan, g, y0, terms, checkpoints):
-    """The integration, leaving a `Trail`."""
-    carry, outputs = begin(plan, g, y0, terms)
-    ring = empty_ring(plan, carry, plan.segment)
+def _goes_alone(task, field, y0, terms):
+    """Whether the turns of one trajectory are kernels forwards and backwards."""
+    if not passing.is_alone(y0):
+        return False
+    plan = dataclasses.replace(task.plan, repeats=True)
+    theta = field.theta
+    if not passing.pays(plan, field.bind(theta), y0, terms.saves):
+        return False
+    return components.columns_of(field, y0, theta) is not None
+
+
+class _Turns:
+    """How the forward pass takes the turns of a segment, and what it records of them.
+
+    Args:
+        plan: the `Plan`.
+        g: the field.
+        terms: the `Terms`.
+    """
+
+    def __init__(self, plan, g, terms):
+        self.plan, self.g, self.terms = plan, g, terms
+        self._apart = False
+
+    def start(self, y0):
+        """The carry, an empty ring and the outputs before the first turn."""
+        carry, outputs = begin(self.plan, self.g, y0, self.terms)
+        self._apart = self.plan.repeats and components.pays(self.g, carry.y)
+        outputs = taken_apart(outputs) if self._apart else outputs
+        return carry, empty_ring(self.plan, carry, self.plan.segment), outputs
+
+    def is_running(self, carry):
+        """Whether a row has steps to take."""
+        return any_running(carry.control)
+
+    def run(self, carry, ring, outputs):
+        """A segment: the carry, the ring, the number of turns and the outputs after it."""
+        carry, ring, turns = run_segment(self.plan, self.g, self.terms, carry, ring)
+        return carry, ring, turns, collect(self.plan, self.g, self.terms, ring, turns, outputs)
+
+    def rerun(self, carry, ring, known, flags):
+        """A segment once more, with its decisions where they are `known`: all but the outputs."""
+        kinds = flags[1] if self.plan.switches else ()
+        fired = flags[1 + self.plan.switches :]
+        fired = tf.stack(fired, axis=1) if fired else ()
+        forced = (known, flags[0], kinds, fired)
+        return run_segment(self.plan, self.g, self.terms, carry, ring, forced)
+
+    def end(self, carry, outputs):
+        """The `Outcome`."""
+        outputs = put_together(outputs) if self._apart else outputs
+        return finish(self.plan, carry, outputs, self.terms)
+
+    def flags(self, ring, turns):
+        """What is decided in a segment, a list of `(segment, rows)` booleans.
+
+        Whether steps are accepted, where the solver switches their kinds, and what happened.
+        """
+        accepted = tf.not_equal(ring.times[:, 0], ring.times[:, -1])
+        flags = [accepted & (tf.range(self.plan.segment)[:, None] < turns)]
+        if self.plan.switches:
+            flags.append(ring.kind > 0.0)
+        if self.plan.happenings is not None:
+            flags += tf.unstack(ring.fired > 0, num=len(self.plan.happenings.channels), axis=1)
+        return flags
+
+
+class _TurnsAlone:
+    """The same for a trajectory alone, see `passing.Alone`."""
+
+    def __init__(self, plan, g, terms):
+        self.plan, self.g, self.terms = plan, g, terms
+        self.alone = passing.Alone(plan, g, terms)
+
+    def start(self, y0):
+        block, states = self.alone.start(*begin(self.plan, self.g, y0, self.terms))
+        return block, tf.zeros((self.plan.segment + 1, self.alone.numbers), y0.dtype), states
+
+    def is_running(self, block):
+        return self.alone.is_running(block)
+
+    def run(self, block, ring, states):
+        block, states, ring, turns = self.alone.run(block, states, ring)
+        return block, ring, turns, states
+
+    def rerun(self, block, ring, known, flags):
+        flags = tf.stack(flags)[:, :, 0]
+        block, _, ring, turns = self.alone.run(block, (), ring, (known, flags))
+        return block, ring, turns
+
+    def end(self, block, states):
+        return finish(self.plan, *self.alone.end(block, states), self.terms)
+
+    def flags(self, ring, turns):
+        return [flag[:, None] for flag in tf.unstack(self.alone.flags(ring, turns))]
+
+
+def _forward(turns, y0, checkpoints):
+    """The integration, leaving a `Trail`.
+
+    Args:
+        turns: the `_Turns`.
+        y0: `(rows, width)`.
+        checkpoints: how many carries are kept.
+    """
+    carry, ring, outputs = turns.start(y0)
     slots = tf.nest.map_structure(
         lambda leaf: tf.zeros(tf.concat([[checkpoints + 1], tf.shape(leaf)], 0), leaf.dtype), carry
     )
-    words = -(-plan.segment // _BITS) * _records(plan)
-    decisions = tf.zeros((checkpoints + 1, words, tf.shape(y0)[0]), tf.int32)
     zero = tf.constant(0)
+    words = _pack(turns.flags(ring, zero))
+    decisions = tf.zeros(tf.concat([[checkpoints + 1], tf.shape(words)], 0), tf.int32)
     trail = Trail(ring, zero, zero, slots, decisions, tf.constant(1))
 
     def turn_segment(carry, trail, outputs):
@@ -141,19 +243,15 @@ def _forward(plan, g, y0, terms, checkpoints):
         due = trail.segments % trail.stride == 0
         slot = tf.where(due, trail.segments // trail.stride, checkpoints)
         slots = tf.nest.map_structure(lambda b, v: write(b, slot, v), trail.slots, carry)
-        carry, ring, turns = run_segment(plan, g, terms, carry, trail.ring)
-        outputs = collect(plan, g, terms, ring, turns, outputs)
-        decisions = write(trail.decisions, slot, _pack_decisions(ring, turns, plan))
-        trail = Trail(ring, turns, trail.segments + 1, slots, decisions, trail.stride)
+        carry, ring, count, outputs = turns.run(carry, trail.ring, outputs)
+        decisions = write(trail.decisions, slot, _pack(turns.flags(ring, count)))
+        trail = Trail(ring, count, trail.segments + 1, slots, decisions, trail.stride)
         return carry, trail, outputs
 
-    apart = plan.repeats and components.pays(g, carry.y)
-    outputs = taken_apart(outputs) if apart else outputs
     carry, trail, outputs = tf.while_loop(
-        lambda carry, *_: any_running(carry.control), turn_segment, (carry, trail, outputs)
+        lambda carry, *_: turns.is_running(carry), turn_segment, (carry, trail, outputs)
     )
-    outputs = put_together(outputs) if apart else outputs
-    return finish(plan, carry, outputs, terms), trail
+    return turns.end(carry, outputs), trail
 
 
 def _make_room(trail, checkpoints):
@@ -175,48 +273,28 @@ def _make_room(trail, checkpoints):
     )
 
 
-def _records(plan):
-    """How many booleans of a turn and row are on record."""
-    channels = 0 if plan.happenings is None else len(plan.happenings.channels)
-    return 1 + plan.switches + channels
-
-
-def _pack_decisions(ring, turns, plan):
-    """The accept decisions of a segment, the kinds of its steps and what happened, as bits."""
-    size = ring.times.shape[0]
-    accepted = tf.not_equal(ring.times[:, 0], ring.times[:, -1])
-    flags = [accepted & (tf.range(size)[:, None] < turns)]
-    if plan.switches:
-        flags.append(ring.kind > 0.0)
-    if plan.happenings is not None:
-        flags += tf.unstack(ring.fired > 0, num=len(plan.happenings.channels), axis=1)
-    return tf.concat([_pack(one) for one in flags], axis=0)
-
-
 def _pack(flags):
-    """`(size, rows)` booleans as bits, `(words, rows)`."""
-    size = flags.shape[0]
+    """A list of `(size, rows)` booleans as bits, `(len(flags) * words, rows)`."""
+    size = flags[0].shape[0]
     words = -(-size // _BITS)
-    flags = tf.pad(tf.cast(flags, tf.int32), [[0, words * _BITS - size], [0, 0]])
-    bits = tf.reshape(flags, (words, _BITS, -1)) * (2 ** tf.range(_BITS))[:, None]
+    flags = tf.cast(tf.stack(flags), tf.int32)
+    flags = tf.pad(flags, [[0, 0], [0, words * _BITS - size], [0, 0]])
+    bits = tf.reshape(flags, (flags.shape[0] * words, _BITS, -1)) * (2 ** tf.range(_BITS))[:, None]
     return tf.reduce_sum(bits, axis=1)
 
 
-def _unpack_decisions(bits, plan):
-    """The inverse of `_pack_decisions`, as `integrate.run_segment` takes it."""
-
-    def unpack(bits):
-        shifted = bits[:, None, :] // (2 ** tf.range(_BITS))[:, None]
-        flags = tf.reshape(shifted % 2, (bits.shape[0] * _BITS, -1))
-        return tf.equal(flags[: plan.segment], 1)
-
-    accepted, *flags = [unpack(one) for one in tf.split(bits, _records(plan), axis=0)]
-    kinds = flags.pop(0) if plan.switches else ()
-    return accepted, kinds, tf.stack(flags, axis=1) if flags else ()
+def _unpack(bits, size):
+    """The inverse of `_pack`."""
+    shifted = bits[:, None, :] // (2 ** tf.range(_BITS))[:, None]
+    words = -(-size // _BITS)
+    flags = tf.reshape(shifted % 2, (bits.shape[0] // words, words * _BITS, -1))
+    return tf.unstack(tf.equal(flags[:, :size], 1))
 
 
 class Backward:
     """The backward pass, as one callable from cotangents to cotangents."""
+
+    turns_of: Any = _Turns
 
     def __init__(self, plan, field, terms, checkpoints, time_gradient, y0=None, told=()):
         self.plan = plan
@@ -324,7 +402,7 @@ class Backward:
     def _restore(self, trail, segment, last, slots, positions, top, ring, turns, theta):
         """Puts the records of `segment` into the ring, rerunning from the nearest slot."""
         plan, checkpoints = self.plan, self.checkpoints
-        g = self.field.bind(theta)
+        forward = self.turns_of(plan, self.field.bind(theta), self.terms)
         top = _top_slot(positions, top, segment)
         first = tf.where(segment == last, segment + 1, tf.gather(positions, top))
         gap = segment - tf.gather(positions, top)
@@ -343,14 +421,7 @@ class Backward:
             )
             recorded = current % trail.stride == 0
             bits = tf.gather(trail.decisions, tf.where(recorded, current // trail.stride, 0))
-            carry, ring, turns = run_segment(
-                plan,
-                g,
-                self.terms,
-                carry,
-                ring,
-                (recorded, *_unpack_decisions(bits, plan)),
-            )
+            carry, ring, turns = forward.rerun(carry, ring, recorded, _unpack(bits, plan.segment))
             return current + 1, carry, slots, positions, top, ring, turns
 
         loop = (first, carry, slots, positions, top, ring, turns)
@@ -459,6 +530,95 @@ class Backward:
             lambda save, active, *_: tf.reduce_any(active), take, loop
         )
         return save, direct, dense, t_extra, t_next_extra
+
+
+class _BackwardAlone(Backward):
+    """The same for a trajectory alone: a turn backwards is one kernel, save points included."""
+
+    turns_of = _TurnsAlone
+
+    def _walk_back(self, ring, turns, walk, theta, y_bar, save_rate):
+        width = int(walk.y_bar.shape[1])
+        alone = passing.Alone(self.plan, self.field.bind(theta), self.terms)
+        columns = components.columns_of(self.field, walk.y_bar, theta)
+        sent = None
+        if self.plan.saves:
+            # What the states at the save points, and their times, have sent.
+            sent = y_bar[:, 0]
+            if self.time_gradient:
+                sent = tf.concat([sent, save_rate], axis=1)
+            sent = tf.pad(sent, [[0, passing.AT_ONCE], [0, 0]])
+        parts = [walk.y_bar[0], walk.t_bar, walk.t_end_bar, _flat(walk.theta_bar)]
+        loop = (turns - 1, tf.concat(parts, axis=0))
+
+        def one_turn(turn, block):
+            before, after = alone.record(ring, turn), alone.record(ring, turn + 1)
+            numbers = self._reverse_alone(alone, columns, before, after, sent, block, theta)
+            return turn - 1, tf.stack(components.together(numbers))
+
+        _, block = tf.while_loop(lambda turn, _: turn >= 0, one_turn, loop)
+        y_bar, t_bar, t_end_bar, totals = tf.split(block, [width, 1, 1, -1])
+        return walk._replace(
+            y_bar=y_bar[None],
+            t_bar=t_bar,
+            t_end_bar=t_end_bar,
+            theta_bar=columns.join(tf.unstack(totals)),
+        )
+
+    def _reverse_alone(self, alone, columns, before, after, sent, block, theta):
+        """One turn backwards, from the records before and after it; all in numbers."""
+        width = self.field.size
+        t, number, _, *ys = before
+        t_after, number_after, t_next, *_ = after
+        took, moved = number_after - number, t_after != t
+        t_next = tf.where(moved | (took > 0.0), t_next, t)
+        *y_bar, later, end = tf.unstack(block[: width + 2])
+        zero = tf.zeros_like(t)
+        # Where it did not move on, the step was taken for its save points only.
+        given, waiting = [tf.where(moved, x, zero) for x in y_bar], tf.where(moved, later, zero)
+        direct, dense, times = [a - b for a, b in zip(y_bar, given, strict=True)], [], [zero, zero]
+        if self.plan.saves:
+            add, dense, times = self._saved_alone(alone, t, t_next, number, took, sent)
+            direct = [a + b for a, b in zip(direct, add, strict=True)]
+        pulled = self.plan.solver.pull_by_components(
+            self.field, columns, t, t_next, ys, columns.parameters(theta), [given, *dense],
+            self.time_gradient,
+        )  # fmt: skip
+        step_times, y_bar, totals = pulled
+        y_bar = [a + b for a, b in zip(y_bar, direct, strict=True)]
+        totals = [a + b for a, b in zip(tf.unstack(block[width + 2 :]), totals, strict=True)]
+        if self.time_gradient:
+            # The step keeps its size, so what moves its end moves its start, unless it was cut.
+            at_end = waiting + step_times[1] + times[1]
+            cut = (t_next == self.terms.t_end[0]) & (t_next != t)
+            end += tf.where(cut, at_end, zero)
+            later += step_times[0] + times[0] + tf.where(cut, zero, at_end) - waiting
+        return [*y_bar, later, end, *totals]
+
+    def _saved_alone(self, alone, t, t_next, number, took, sent):
+        """What save points send to their step: to its start, its interpolant, and its times."""
+        width, degree = self.field.size, self.plan.solver.dense_degree()
+        index = tf.cast(number, tf.int32)
+        zero = tf.zeros_like(t)
+        inverse = 1.0 / tf.where(t_next != t, t_next - t, zero + 1.0)
+        direct, dense, times = [zero] * width, [[zero] * width] * degree, [zero, zero]
+        for i, time in enumerate(alone.times_from(number, passing.AT_ONCE)):
+            inside = took > float(i)
+            bar = [tf.where(inside, x, zero) for x in passing.row_of(sent, index + i)]
+            fraction = tf.where(inside, (time - t) * inverse, zero)
+            if self.time_gradient:
+                rate = bar.pop()
+                times = [times[0] + rate * (fraction - 1.0), times[1] - rate * fraction]
+            direct = [a + b for a, b in zip(direct, bar, strict=True)]
+            for power in range(degree):
+                bar = [x * fraction for x in bar]
+                dense[power] = [a + b for a, b in zip(dense[power], bar, strict=True)]
+        return direct, dense, times
+
+
+def _flat(tensors):
+    """All of their numbers in one vector."""
+    return tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], axis=0)
 
 
 class _Walk(NamedTuple):

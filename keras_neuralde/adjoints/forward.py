@@ -17,10 +17,10 @@ from keras_neuralde.integrate import (
     any_running,
     empty_ring,
     finish,
-    integrate,
     run_segment,
     start,
 )
+from keras_neuralde.passing import integrate
 from keras_neuralde.save_points import at_start, first_outputs, flush, write
 
 _SEGMENT = 32

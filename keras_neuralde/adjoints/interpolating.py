@@ -9,11 +9,11 @@ from keras_neuralde.adjoints.continuous import ContinuousAdjoint, Sweep
 from keras_neuralde.integrate import (
     STATUS,
     attempts,
-    integrate,
     integrate_recorded,
     nan_where_failed,
 )
 from keras_neuralde.interpolation import Interpolant
+from keras_neuralde.passing import integrate
 from keras_neuralde.save_points import read_saves
 from keras_neuralde.solution import Status
 

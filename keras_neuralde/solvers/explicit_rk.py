@@ -24,14 +24,6 @@ def _moved(ys, h, row, ks):
     return [y + h * total for y, total in zip(ys, sums, strict=True)] if sums else ys
 
 
-def _as_list(x):
-    return [x]
-
-
-def _from_list(parts):
-    return parts[0]
-
-
 class ExplicitRungeKutta(Solver):
     """An explicit Runge-Kutta method given by its table.
 
@@ -100,7 +92,7 @@ class ExplicitRungeKutta(Solver):
         coefficients = self._interpolate(g, t, t_next, h, y, ks) if dense else None
         return Step(y1, error, coefficients, k_last)
 
-    def step_together(self, g, t, t_next, y, state, theta=None):
+    def step_together(self, g, t, t_next, y, state, thetas=(), slopes=False):
         """The same step, of the same sums in the same order, for `components`; without a gradient.
 
         Args:
@@ -109,33 +101,40 @@ class ExplicitRungeKutta(Solver):
             t_next: `(rows,)`, where it ends.
             y: `(rows, width)`, the state at `t`.
             state: `(rows, width)`, the solver's state.
-            theta: `(rows,)`, where the state inside the step is wanted, from 0 at its start to 1 at
-                its end; `None` for nowhere.
+            thetas: where states inside the step are wanted, a list of `(rows,)`, from 0 at its
+                start to 1 at its end.
+            slopes: whether their derivatives with respect to theta are wanted too.
 
         Returns:
-            The `Step`, and the components of the state at `theta`.
+            The `Step`, and for each of `thetas` the components of the state and of the derivative.
         """
-        table, h = self.tableau, t_next - t
+        table, width = self.tableau, int(y.shape[1])
         last_first = table.first_same_as_last
-        k1 = components.split(state if last_first else g(t, y))
-        ks, y1 = self._stages_by_components(g, t, t_next, components.split(y), k1)
-        errors = []
+        ys, k1 = (components.numbers(g, components.split(x)) for x in (y, state))
+        t, t_next = components.numbers(g, [t, t_next])
+        h = t_next - t
+        k1 = k1 if last_first else g.by_components(t, ys)
+        ks, y1 = self._stages_by_components(g, t, t_next, ys, k1)
+        columns, errors, values = list(zip(*ks, strict=True)), [], []
         if table.has_error:
-            errors = [self.error_estimate(h, column) for column in zip(*ks, strict=True)]
-        value = []
-        if theta is not None:
-            pairs = zip(components.split(y), zip(*ks, strict=True), strict=True)
-            value = [
-                horner(part, self._coefficients(h, column), theta)[0] for part, column in pairs
-            ]
+            errors = [self.error_estimate(h, column) for column in columns]
+        if thetas:
+            thetas = components.numbers(g, thetas)
+            polynomials = [self._coefficients(h, column) for column in columns]
+            pairs = list(zip(ys, polynomials, strict=True))
+            for theta in thetas:
+                found = [horner(part, polynomial, theta) for part, polynomial in pairs]
+                values += [value for value, _ in found] + [slope for _, slope in found] * slopes
         # Before the error is divided by the tolerance: XLA:CPU takes a division for so dear that it
         # does not let it melt into `together`.
-        width = len(y1)
-        found = components.together([*value, *y1, *(ks[-1] if last_first else ()), *errors])
-        value, found = found[: len(value)], found[len(value) :]
+        found = components.together([*values, *y1, *(ks[-1] if last_first else ()), *errors])
+        found = components.arrays(found)
+        values, found = found[: len(values)], found[len(values) :]
         error = components.join(found[-width:]) if errors else None
         k_last = components.join(found[width : 2 * width]) if last_first else state
-        return Step(components.join(found[:width]), error, None, k_last), value
+        each = width * (1 + slopes)
+        values = [values[i : i + each] for i in range(0, len(values), each)]
+        return Step(components.join(found[:width]), error, None, k_last), values
 
     def _stages_by_components(self, g, t, t_next, ys, k1):
         """All stages, and the state at the end; lists of parts."""
@@ -145,7 +144,7 @@ class ExplicitRungeKutta(Solver):
         for c, row in zip(table.c[1:], table.a[1:], strict=True):
             y1 = _moved(ys, h, row, ks)
             time = t_next if c == 1 else t + float(c) * h
-            ks.append(components.split(g(time, components.join(y1))))
+            ks.append(g.by_components(time, y1))
         if not table.first_same_as_last:
             y1 = _moved(ys, h, table.b, ks)
         return ks, y1
@@ -153,14 +152,15 @@ class ExplicitRungeKutta(Solver):
     def inside(self, g, t, t_next, y, theta):
         if not components.pays(g, y):
             return super().inside(g, t, t_next, y, theta)
-        h, ys = t_next - t, components.split(y)
-        ks, _ = self._stages_by_components(g, t, t_next, ys, components.split(g(t, y)))
+        t, t_next, theta = components.numbers(g, [t, t_next, theta])
+        h, ys = t_next - t, components.numbers(g, components.split(y))
+        ks, _ = self._stages_by_components(g, t, t_next, ys, g.by_components(t, ys))
         found = [
             horner(part, self._coefficients(h, column), theta)
             for part, column in zip(ys, zip(*ks, strict=True), strict=True)
         ]
         value, slope = zip(*found, strict=True)
-        found = components.together([*value, *slope])
+        found = components.arrays(components.together([*value, *slope]))
         return components.join(found[: len(ys)]), components.join(found[len(ys) :])
 
     def step_vjp(self, field, t, t_next, y, theta, y1_bar, dense_bar, time_gradient):
@@ -171,64 +171,102 @@ class ExplicitRungeKutta(Solver):
         step size collects h̄ = Σ_j k_j · w_j (Hager, "Runge-Kutta methods in optimal control and
         the transformed adjoint system", Numerische Mathematik 87, 2000).
         """
-        nodes, rows, outputs = self._reverse_table(dense_bar is not None)
-        # The arithmetic is that of lists: of components, or of the one matrix of all of them.
         columns = components.columns_of(field, y, theta)
-        apart = columns is not None
-        split, join = (components.split, components.join) if apart else (_as_list, _from_list)
-        h = t_next - t if apart else (t_next - t)[:, None]
-        variables = list(field.variables)
-        captures = field.captures
-        parameters = theta[: len(theta) - len(captures)]
-        ys = split(y)
+        given = [y1_bar]
+        if dense_bar is not None:
+            given += tf.split(dense_bar, self.dense_degree(), axis=1)
+        if columns is not None:
+            t, t_next = components.numbers(field, [t, t_next])
+            ys, *given = (components.numbers(field, components.split(x)) for x in (y, *given))
+            times, y_bar, totals = self.pull_by_components(
+                field, columns, t, t_next, ys, columns.parameters(theta), given, time_gradient
+            )
+            found = components.together([*times, *y_bar, *totals])
+            times, found = components.arrays(found[: len(times)]), found[len(times) :]
+            y_bar = components.join(components.arrays(found[: len(ys)]))
+            return *(times or [None, None]), y_bar, columns.join(found[len(ys) :]), []
+
+        def evaluate(t, parts):
+            return [field(t, parts[0], theta)]
+
+        captures, variables = field.captures, list(field.variables)
+        watched = [*theta[: len(theta) - len(captures)], *captures, *variables]
+        h, given = (t_next - t)[:, None], [[part] for part in given]
+        found = self._pull(evaluate, t, t_next, h, [y], watched, given, time_gradient)
+        times, (y_bar,), bars = found
+        return *(times or [None, None]), y_bar, bars[: len(theta)], bars[len(theta) :]
+
+    def pull_by_components(self, field, columns, t, t_next, ys, parameters, given, time_gradient):
+        """The same for a state that is a list of its components.
+
+        Args:
+            field: the `Field`.
+            columns: the `components.Columns` of its parameters.
+            t: `(rows,)`; here and below, numbers for a trajectory alone.
+            t_next: `(rows,)`.
+            ys: the components of the state at `t`.
+            parameters: those of `columns`.
+            given: the cotangents of y1 and of the interpolant's coefficients, lists of components;
+                the latter may be missing.
+            time_gradient: whether cotangents of the times are wanted.
+
+        Returns:
+            The cotangents of `t` and `t_next`, or none, of the components, and of the parameters as
+            `columns` joins them; lists.
+        """
+
+        def evaluate(t, parts):
+            return field.by_components(t, parts, parameters)
+
+        watched = columns.sources(parameters, field.captures)
+        found = self._pull(evaluate, t, t_next, t_next - t, ys, watched, given, time_gradient)
+        times, y_bar, bars = found
+        return times, y_bar, columns.split(bars)
+
+    def _pull(self, evaluate, t, t_next, h, ys, watched, given, time_gradient):
+        """The arithmetic of a vector-Jacobian product.
+
+        It is that of lists: of components, or of the one matrix of all of them.
+        """
+        nodes, rows, outputs = self._reverse_table(len(given) > 1)
         ks: list = []
         tapes, arguments = [], []
         for c, row in zip(nodes, rows, strict=True):
             # New tensors, so that a tape can tell them from the caller's.
-            argument = tf.identity(join(_moved(ys, h, row, ks)))
+            argument = [tf.identity(part) for part in _moved(ys, h, row, ks)]
             time = tf.identity(t_next) if c == 1 else t + float(c) * (t_next - t)
             with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch([time, argument, *theta, *captures, *variables])
-                slope = field(time, argument, theta)
-            ks.append(split(slope))
+                tape.watch([time, *argument, *watched])
+                slope = evaluate(time, argument)
+            ks.append(slope)
             tapes.append((tape, slope))
             arguments.append((time, argument))
 
-        degree = self.dense_degree()
-        given = [split(y1_bar)]
-        if dense_bar is not None:
-            given += [split(part) for part in tf.split(dense_bar, degree, axis=1)]
-        stages = len(nodes)
         zero = tf.zeros_like(t)
         y_bar, h_bar, t_bar, t_next_bar = given[0], zero, zero, zero
         later: list = []  # Ȳ of the stages behind, last one first
         totals: list = []
-        for j in reversed(range(stages)):
-            weights = [*outputs[j], *(rows[i][j] for i in reversed(range(j + 1, stages)))]
+        for j in reversed(range(len(nodes))):
+            weights = [*outputs[j], *(rows[i][j] for i in reversed(range(j + 1, len(nodes))))]
             w = [combine(weights, parts) for parts in zip(*given, *later, strict=True)]
             time, argument = arguments[j]
-            sources = [argument, *parameters, *captures, *variables]
+            sources = [*argument, *watched]
             if time_gradient:
                 sources.insert(0, time)
-                products = [k * part for k, part in zip(ks[j], w, strict=True)]
-                h_bar += tf.add_n(products) if apart else tf.reduce_sum(products[0], axis=1)
+                moved = tf.add_n([k * part for k, part in zip(ks[j], w, strict=True)])
+                h_bar += moved if moved.shape.rank == t.shape.rank else tf.reduce_sum(moved, axis=1)
             tape, slope = tapes[j]
-            bars = pull_back(tape, slope, sources, [join([h * part for part in w])])
+            bars = pull_back(tape, slope, sources, [h * part for part in w])
             if time_gradient:
                 stage_bar = bars.pop(0)
                 t_bar += (1.0 - float(nodes[j])) * stage_bar
                 t_next_bar += float(nodes[j]) * stage_bar
-            later.append(split(bars[0]))
+            later.append(bars[: len(ys)])
             y_bar = [a + b for a, b in zip(y_bar, later[-1], strict=True)]
-            rest = columns.split(bars[1:]) if apart else bars[1:]
+            rest = bars[len(ys) :]
             totals = [a + b for a, b in zip(totals, rest, strict=True)] if totals else rest
         times = [t_bar - h_bar, t_next_bar + h_bar] if time_gradient else []
-        if apart:
-            found = components.together([*times, *y_bar, *totals])
-            times, found = found[: len(times)], found[len(times) :]
-            y_bar, totals = found[: len(ys)], columns.join(found[len(ys) :])
-        theta_bar, variables_bar = totals[: len(theta)], totals[len(theta) :]
-        return *(times or [None, None]), join(y_bar), theta_bar, variables_bar
+        return times, y_bar, totals
 
     def _reverse_table(self, dense):
         """Nodes and rows of the stages that count, and their weights in y1 and Q_1, Q_2, ..."""
