@@ -8,7 +8,6 @@ points are written in passing instead. Nothing here knows that gradients exist.
 """
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -203,26 +202,25 @@ def empty_ring(plan, carry, size):
 
 
 class Due(NamedTuple):
-    """The next save points of each row.
+    """The next save point of each row.
 
     Attributes:
-        number: `(rows,)`, which the first of them is; a whole number of the state's dtype.
-        times: when they are, a list of `(rows,)`, NaN where there are none: those that a turn may
-            pass, and one more. It may be empty.
+        number: `(rows,)`, which it is; a whole number of the state's dtype.
+        time: `(rows,)`, when; NaN where there is none. `None` where there are no save points.
+        later: `(rows,)`, when the one after it is, likewise.
         t_next: `(rows,)`, where the step ends, if the turn before has told; `None` otherwise.
         along: what else the turn's kernel is to hand on, a list of `(rows,)`.
-        known: whether the decisions of this turn are on record; `None` for never.
-        moved: `(rows,)` booleans, the recorded decision: whether the row went on.
-        passed: a list of `(rows,)` booleans: which save points it passed.
+        forced: `(known, moved, passed)`: when a recorded turn is repeated, whether its decisions
+            are on record, and they, `(rows,)` booleans: whether the row went on, and whether it
+            passed the save point. `None` otherwise.
     """
 
     number: tf.Tensor
-    times: list
+    time: tf.Tensor | None
+    later: tf.Tensor | None
     t_next: tf.Tensor | None = None
     along: Any = ()
-    known: tf.Tensor | None = None
-    moved: tf.Tensor | None = None
-    passed: Any = ()
+    forced: Any = None
 
 
 class Passed(NamedTuple):
@@ -230,16 +228,16 @@ class Passed(NamedTuple):
 
     Attributes:
         number: `(rows,)`, the number of the next save point.
-        time: `(rows,)`, when that is; with `Due.t_next` where the next step ends.
+        time: `(rows,)`, when that is; with `Due.t_next`, where the next step ends.
         along: `Due.along`.
-        values: the states at the save points that it may have passed, lists of components, and
-            behind them of their slopes where these are saved.
+        value: the state at the save point, if it was passed, a list of components, and behind
+            them those of its slope where slopes are saved.
     """
 
     number: tf.Tensor
     time: tf.Tensor
     along: list
-    values: list
+    value: list
 
 
 def attempt(plan, g, terms, carry, forced=None, due=None):
@@ -253,9 +251,8 @@ def attempt(plan, g, terms, carry, forced=None, due=None):
         forced: `(known, decision, kind, fired)`: when a recorded turn is repeated, its `(rows,)`
             booleans replace the decision where `known`, the kind of step where the solver switches,
             and `(channels, rows)` booleans what happened.
-        due: a `Due`, where the states at save points are computed with the step that passes them. A
-            step that passes more of them than a turn may is taken once more, and the row moves on
-            with the last.
+        due: a `Due`, where the state at save points is computed with the step that passes them. A
+            step that passes several is taken as often, and the row moves on with the last of them.
 
     Returns:
         The new carry and the `Ring` entries of the turn; with `due`, `Passed` in their place.
@@ -278,17 +275,16 @@ def attempt(plan, g, terms, carry, forced=None, due=None):
         driven, noise, left = g.draw_noise(t, t_next, memory.noise)
         memory = memory._replace(noise=left)
     if due is not None or apart(plan, g, carry.y):
-        thetas, slopes = [], due is not None and plan.save_slopes
-        if due is not None and due.times:
-            # One division for all of them.
+        theta = inverse = None
+        if due is not None and due.time is not None:
             inverse = 1.0 / tf.where(running, t_next - t, 1.0)
-            thetas = [(time - t) * inverse for time in due.times[:-1]]
-        step, values = plan.solver.step_together(
-            g, t, t_next, carry.y, carry.solver_state, thetas, slopes
+            theta = (due.time - t) * inverse
+        step, value = plan.solver.step_together(
+            g, t, t_next, carry.y, carry.solver_state, theta, plan.save_slopes
         )
-        if slopes:
+        if plan.save_slopes:
             width = carry.y.shape[1]
-            values = [[*some[:width], *(x * inverse for x in some[width:])] for some in values]
+            value = [*value[:width], *(slope * inverse for slope in value[width:])]
     else:
         step = plan.solver.step(
             driven, t, t_next, carry.y, carry.solver_state, plan.dense, *kind, **kept
@@ -306,8 +302,9 @@ def attempt(plan, g, terms, carry, forced=None, due=None):
     if forced is not None:
         known, decision, *_ = forced
         good = tf.where(known, decision, good)
-    if due is not None and due.known is not None:
-        good = tf.where(due.known, reduce_or([due.moved, *due.passed]), good)
+    if due is not None and due.forced is not None:
+        known, moved, passed = due.forced
+        good = tf.where(known, moved | passed, good)
     accept = running & good
 
     t_new = tf.where(accept, t_next, t)
@@ -357,7 +354,7 @@ def attempt(plan, g, terms, carry, forced=None, due=None):
         counted = [total + tf.where(running, number, 0.0) for total, number in pairs]
     control = [t_new, h, accepted, rejected, status, *errors, *modes, *counted]
     if due is not None:
-        return _pass_by(plan, terms, carry, step, control, accept, t_next, due, values)
+        return _pass_by(plan, terms, carry, step, control, accept, t_next, due, value)
     if apart(plan, g, carry.y):
         new, _ = _chosen_together(accept, step, carry, control)
     else:
@@ -377,39 +374,36 @@ def attempt(plan, g, terms, carry, forced=None, due=None):
     return plan.happenings.settle(plan, g, terms, carry, new, record, recalled, noise)
 
 
-def _pass_by(plan, terms, carry, step, control, accept, t_next, due, values):
-    """The end of a turn that passes save points: the new carry and `Passed`."""
-    beyond = [terms.direction * time <= terms.direction * t_next for time in due.times]
-    passes, once_more = [accept & flag for flag in beyond[:-1]], accept & False
-    if beyond:
-        once_more = passes[-1] & beyond[-1]
-    if due.known is not None:
-        pairs = zip(due.passed, passes, strict=True)
-        passes = [tf.where(due.known, recorded, found) for recorded, found in pairs]
-        once_more = tf.where(due.known, accept & ~due.moved, once_more)
-    before = tf.unstack(carry.control)
-    control = [tf.where(once_more, a, b) for a, b in zip(before, control, strict=True)]
-    one = tf.ones_like(due.number)
-    number, time = due.number, due.times[0] if due.times else due.number
-    for flag, later in zip(passes, due.times[1:], strict=True):
-        number += tf.where(flag, one, 0.0)
-        time = tf.where(flag, later, time)
+def _pass_by(plan, terms, carry, step, control, accept, t_next, due, value):
+    """The end of a turn that may pass a save point: the new carry and `Passed`."""
+    number, time = due.number, due.time
+    once_more = accept & False
+    if time is not None:
+        passes, again = (
+            accept & (terms.direction * one <= terms.direction * t_next)
+            for one in (time, due.later)
+        )
+        once_more = passes & again
+        if due.forced is not None:
+            known, moved, passed = due.forced
+            passes = tf.where(known, passed, passes)
+            once_more = tf.where(known, accept & ~moved, once_more)
+        number += tf.where(passes, tf.ones_like(number), tf.zeros_like(number))
+        time = tf.where(passes, due.later, time)
+        before = tf.unstack(carry.control)
+        control = [tf.where(once_more, a, b) for a, b in zip(before, control, strict=True)]
     if due.t_next is not None:
         time = following(plan, None, terms, control)
     told = [number, time, *due.along]
     new, told = _chosen_together(accept & ~once_more, step, carry, control, told)
-    return new, Passed(*told[:2], told[2:], values)
+    number, time, *along = told
+    return new, Passed(number, time, along, value)
 
 
 def following(plan, g, terms, control):
     """Where the next step ends, or the time of a row that has ended; from the control block."""
     t, h, accepted, _, status = control[:5]
     return tf.where(status < 0.0, _next_time(plan, g, terms, t, h, accepted), t)
-
-
-def reduce_or(flags):
-    """Whether one of several is true, elementwise."""
-    return functools.reduce(tf.logical_or, flags)
 
 
 def apart(plan, g, y):

@@ -1,8 +1,12 @@
 """Save points that are written while steps pass them.
 
 Where a turn is one kernel (see `components`), the states at save points come from the step that
-passes them, and no record of the steps is kept. Many rows pass one save point in a turn, each its
-own; a trajectory alone passes several, and can leave a short record of each turn for the way back.
+passes them, and no record of the steps is kept. Each row passes its save points at turns of its
+own. A trajectory alone can leave a short record of each turn for the way back.
+
+A loop whose turns touch less than 1,024 bytes becomes one compiled function with XLA:CPU, without
+the cost of launching its kernels. For two components that is so: hence one array for all that a
+turn leaves to the next, save points one by one, and records of nothing that can be told otherwise.
 """
 
 import dataclasses
@@ -28,9 +32,6 @@ from keras_neuralde.integrate import (
 )
 from keras_neuralde.save_points import at_start
 
-#: The most save points that a trajectory alone passes in one turn.
-AT_ONCE = 1
-
 _BLANK = Carry((), (), ())
 # What stands before the carry in the array of a trajectory alone: how many turns there were, the
 # number of the next save point, and where the next step ends.
@@ -45,7 +46,8 @@ def integrate(plan, g, y0, terms):
     """
     in_passing = dataclasses.replace(plan, repeats=True)
     if not plan.saves or not pays(in_passing, g, y0, terms.saves):
-        return finish(plan, *advance(plan, g, terms, *begin(plan, g, y0, terms)), terms)
+        carry, outputs = advance(plan, g, terms, *begin(plan, g, y0, terms))
+        return finish(plan, carry, outputs, terms)
     carry, outputs = begin(in_passing, g, y0, terms)
     if is_alone(y0):
         alone = Alone(in_passing, g, terms)
@@ -84,14 +86,11 @@ class Alone:
     def __init__(self, plan, g, terms):
         self._plan, self._g, self._terms = plan, g, terms
         self._width = g.size
-        self._most = AT_ONCE if plan.saves else 0
-        #: The numbers of a record: the time and the number of the save point after a turn, where
-        #: its step ended, and the state after it.
-        self.numbers = 3 + self._width
+        #: The numbers of a record: time, number of the next save point, and state after a turn.
+        self.numbers = 2 + self._width
         if plan.saves:
             nan = tf.constant(float("nan"), terms.saves.dtype)
-            more = [[0, self._most + 1], [0, 0]]
-            self._saves = tf.pad(terms.saves, more, constant_values=nan)[:, 0]
+            self._saves = tf.pad(terms.saves, [[0, 2], [0, 0]], constant_values=nan)[:, 0]
 
     def start(self, carry, outputs):
         """The array before the first turn, and the states at the save points, `(n, width)`."""
@@ -100,7 +99,7 @@ class Alone:
             first = tf.reduce_sum(tf.cast(at_start(self._terms), carry.y.dtype), axis=0)
             # Slopes beside them, where they are saved.
             states = tf.concat([one[:, 0] for one in outputs[: 1 + self._plan.save_slopes]], axis=1)
-            states = tf.pad(states, [[0, self._most], [0, 0]])
+            states = tf.pad(states, [[0, 1], [0, 0]])
         t_next = following(self._plan, self._g, self._terms, tf.unstack(carry.control))
         told = tf.stack([tf.zeros_like(first), first, t_next])
         return tf.concat([told, packed(carry)], axis=0), states
@@ -127,7 +126,7 @@ class Alone:
             ring: `(size + 1, numbers)`, the array for the records of `size` turns, the first of
                 which is that before them; `None` for none.
             forced: `(known, flags)`: whether the decisions of these turns are on record, and they,
-                as `flags` gives them, `(AT_ONCE + 1, size)`.
+                as `flags` gives them, `(2, size)`.
 
         Returns:
             The block and the states, and with a ring also the ring and the number of turns.
@@ -137,8 +136,8 @@ class Alone:
         if records:
             size = float(ring.shape[0] - 1)
             y = unpacked(tf.unstack(block)[_TOLD:], self._width, _BLANK).y
-            head = tf.stack([block[_TOLD + T, 0], block[1, 0], block[2, 0]])
-            ring = _put(ring, tf.concat([head, y[0]], axis=0)[None], tf.constant(0))
+            first = tf.concat([block[_TOLD + T], block[1], y[0]], axis=0)
+            ring = _put(ring, first, tf.constant(0))
 
         def more(block, *_):
             running = self.is_running(block)
@@ -147,10 +146,11 @@ class Alone:
         def once(block, states, ring):
             block, passed, record = self._turn(block, forced)
             if writes:
-                values = tf.stack([tf.concat(value, 0) for value in passed.values])
-                states = _put(states, values, tf.cast(passed.along[1][0], tf.int32))
+                # What has not been passed yet will be written once more.
+                number = tf.cast(passed.along[1][0], tf.int32)
+                states = _put(states, tf.concat(passed.value, axis=0), number)
             if records:
-                ring = _put(ring, record[None], tf.cast(block[0, 0], tf.int32))
+                ring = _put(ring, record, tf.cast(block[0, 0], tf.int32))
             return block, states, ring
 
         loop = (block, states, ring if records else ())
@@ -166,40 +166,34 @@ class Alone:
         """
         turn, number, t_next, *parts = tf.unstack(block)
         carry = unpacked(parts, self._width, _BLANK)
-        times = self.times_from(number[0], self._most + 1) if self._most else []
-        times = [time[None] for time in times]
-        due = Due(number, times, t_next, [turn + 1.0, number, t_next])
+        time = later = None
+        if self._plan.saves:
+            time, later = self.time_of(number[0])[None], self.time_of(number[0] + 1.0)[None]
+        due = Due(number, time, later, t_next, [turn + 1.0, number])
         if forced is not None:
             at = tf.cast(turn[0], tf.int32)
-            moved, *flags = tf.unstack(tf.gather(forced[1], at, axis=1)[:, None])
-            due = due._replace(known=forced[0], moved=moved, passed=flags[: self._most])
+            moved, saved = tf.unstack(tf.gather(forced[1], at, axis=1)[:, None])
+            due = due._replace(forced=(forced[0], moved, saved))
         new, passed = attempt(self._plan, self._g, self._terms, carry, due=due)
-        turn, _, attempted = passed.along
-        head = tf.stack([turn, passed.number, passed.time])
-        record = [new.control[T], passed.number, attempted, *components.split(new.y)]
+        head = tf.stack([passed.along[0], passed.number, passed.time])
+        record = [new.control[T], passed.number, *components.split(new.y)]
         return tf.concat([head, packed(new)], axis=0), passed, tf.concat(record, axis=0)
 
-    def times_from(self, number, count):
-        """The times of save points from `number` on, a list of numbers."""
-        index = tf.cast(number, tf.int32)
-        return [_number(self._saves, index + i) for i in range(count)]
-
-    def record(self, ring, turn):
-        """The record of a turn, a list of numbers."""
-        return row_of(ring, turn)
+    def time_of(self, number):
+        """The time of a save point; NaN behind the last."""
+        return _number(self._saves, tf.cast(number, tf.int32))
 
     def flags(self, ring, turns):
-        """The decisions of a segment, `(AT_ONCE + 1, size)` booleans."""
+        """The decisions of a segment, `(2, size)` booleans: moved on, and passed a save point."""
         valid = tf.range(ring.shape[0] - 1) < turns
-        took = ring[1:, 1] - ring[:-1, 1]
-        moved = ring[1:, 0] != ring[:-1, 0]
-        return tf.stack([moved & valid, *((took > float(i)) & valid for i in range(AT_ONCE))])
+        changed = ring[1:, :2] != ring[:-1, :2]
+        return tf.transpose(changed & valid[:, None])
 
 
-def _put(whole, part, index):
-    """`whole` with `part` from row `index` on."""
+def _put(whole, row, index):
+    """`whole` with `row` in place of row `index`."""
     start = tf.stack([index, tf.zeros_like(index)])
-    return gen_xla_ops.xla_dynamic_update_slice(whole, part, start)
+    return gen_xla_ops.xla_dynamic_update_slice(whole, row[None], start)
 
 
 def row_of(whole, index):
@@ -229,12 +223,12 @@ def save_in_passing(plan, g, terms, carry, outputs):
 
     def once(block, flat):
         time, number, *parts = tf.unstack(block)
-        due = Due(number, [time, time_of(number + 1.0)])
+        due = Due(number, time, time_of(number + 1.0))
         new, passed = attempt(plan, g, terms, unpacked(parts, width, carry), due=due)
         # Past the end, where nothing is written, unless a save point was passed.
         place = tf.cast(number, tf.int32) * rows + column
         place = tf.where(passed.number > number, place, shape[0] * rows)[:, None]
-        pairs = zip(flat, passed.values[0], strict=True)
+        pairs = zip(flat, passed.value, strict=True)
         flat = [tf.tensor_scatter_nd_update(full, place, part) for full, part in pairs]
         told = tf.stack([passed.time, passed.number])
         return tf.concat([told, packed(new)], axis=0), flat

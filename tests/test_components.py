@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import keras_neuralde as nde
-from keras_neuralde import components, integrate, save_points
+from keras_neuralde import arithmetic, components, passing, save_points
 
 RATES = np.linspace(0.8, 1.2, 5)[:, None] * np.array([1.5, 1.0, 3.0, 1.0])
 SAVES = [0.0, 0.4, 0.41, 2.0, 3.0]
@@ -36,7 +36,8 @@ def compiled(**options):
 def seen(monkeypatch):
     """Whether steps and save points were traced by components."""
     found = {"steps": 0, "repeats": 0, "passing": 0}
-    pays, repeat, passing = components.pays, save_points._repeat, integrate.save_in_passing
+    run = passing.Alone.run
+    pays, repeat, many = components.pays, save_points._repeat, passing.save_in_passing
 
     def noted(g, y):
         answer = pays(g, y)
@@ -51,10 +52,16 @@ def seen(monkeypatch):
 
     def passed(*args):
         found["passing"] += 1
-        return passing(*args)
+        return many(*args)
 
     monkeypatch.setattr(save_points, "_repeat", repeated)
-    monkeypatch.setattr(integrate, "save_in_passing", passed)
+    monkeypatch.setattr(passing, "save_in_passing", passed)
+
+    def alone(*args, **keywords):
+        found["passing"] += 1
+        return run(*args, **keywords)
+
+    monkeypatch.setattr(passing.Alone, "run", alone)
     return found
 
 
@@ -311,7 +318,7 @@ def test_plans_that_cannot_repeat_stay_as_they_are():
 def test_which_fields_are_arithmetic():
     def found(field):
         spec = tf.TensorSpec([5, 2], tf.float64)
-        return components.is_arithmetic(tf.function(field).get_concrete_function(spec).graph)
+        return arithmetic.is_arithmetic(tf.function(field).get_concrete_function(spec).graph)
 
     assert found(lambda y: tf.stack([y[:, 1], -y[:, 0] * y[:, 1]], axis=-1))
     assert found(lambda y: tf.concat([y[:, 1:], -(y[:, :1] ** 2)], axis=-1))

@@ -215,7 +215,8 @@ class _TurnsAlone:
         return block, ring, turns
 
     def end(self, block, states):
-        return finish(self.plan, *self.alone.end(block, states), self.terms)
+        carry, outputs = self.alone.end(block, states)
+        return finish(self.plan, carry, outputs, self.terms)
 
     def flags(self, ring, turns):
         return [flag[:, None] for flag in tf.unstack(self.alone.flags(ring, turns))]
@@ -325,6 +326,7 @@ class Backward:
             variables_bar=[tf.zeros_like(variable) for variable in field.variables],
             save=self._last_save(outcome) if plan.saves else tf.zeros_like(zeros, tf.int32),
             count=outcome.log[-1] if hybrid else tf.zeros_like(zeros, tf.int32),
+            t_next=zeros,
         )
         walk = self.turns(trail, walk, theta, y_bar, save_rate)
 
@@ -547,32 +549,35 @@ class _BackwardAlone(Backward):
             sent = y_bar[:, 0]
             if self.time_gradient:
                 sent = tf.concat([sent, save_rate], axis=1)
-            sent = tf.pad(sent, [[0, passing.AT_ONCE], [0, 0]])
-        parts = [walk.y_bar[0], walk.t_bar, walk.t_end_bar, _flat(walk.theta_bar)]
+            sent = tf.pad(sent, [[0, 1], [0, 0]])
+        parts = [walk.y_bar[0], walk.t_bar, walk.t_end_bar, walk.t_next, _flat(walk.theta_bar)]
         loop = (turns - 1, tf.concat(parts, axis=0))
 
         def one_turn(turn, block):
-            before, after = alone.record(ring, turn), alone.record(ring, turn + 1)
+            before, after = passing.row_of(ring, turn), passing.row_of(ring, turn + 1)
             numbers = self._reverse_alone(alone, columns, before, after, sent, block, theta)
             return turn - 1, tf.stack(components.together(numbers))
 
         _, block = tf.while_loop(lambda turn, _: turn >= 0, one_turn, loop)
-        y_bar, t_bar, t_end_bar, totals = tf.split(block, [width, 1, 1, -1])
+        y_bar, t_bar, t_end_bar, t_next, totals = tf.split(block, [width, 1, 1, 1, -1])
         return walk._replace(
             y_bar=y_bar[None],
             t_bar=t_bar,
             t_end_bar=t_end_bar,
+            t_next=t_next,
             theta_bar=columns.join(tf.unstack(totals)),
         )
 
     def _reverse_alone(self, alone, columns, before, after, sent, block, theta):
         """One turn backwards, from the records before and after it; all in numbers."""
         width = self.field.size
-        t, number, _, *ys = before
-        t_after, number_after, t_next, *_ = after
-        took, moved = number_after - number, t_after != t
-        t_next = tf.where(moved | (took > 0.0), t_next, t)
-        *y_bar, later, end = tf.unstack(block[: width + 2])
+        t, number, *ys = before
+        t_after, number_after, *_ = after
+        took, moved = number_after != number, t_after != t
+        *y_bar, later, end, step_end = tf.unstack(block[: width + 3])
+        # A step that is taken once more ends where the one that moves on does.
+        step_end = tf.where(moved, t_after, step_end)
+        t_next = tf.where(moved | took, step_end, t)
         zero = tf.zeros_like(t)
         # Where it did not move on, the step was taken for its save points only.
         given, waiting = [tf.where(moved, x, zero) for x in y_bar], tf.where(moved, later, zero)
@@ -586,34 +591,30 @@ class _BackwardAlone(Backward):
         )  # fmt: skip
         step_times, y_bar, totals = pulled
         y_bar = [a + b for a, b in zip(y_bar, direct, strict=True)]
-        totals = [a + b for a, b in zip(tf.unstack(block[width + 2 :]), totals, strict=True)]
+        totals = [a + b for a, b in zip(tf.unstack(block[width + 3 :]), totals, strict=True)]
         if self.time_gradient:
             # The step keeps its size, so what moves its end moves its start, unless it was cut.
             at_end = waiting + step_times[1] + times[1]
             cut = (t_next == self.terms.t_end[0]) & (t_next != t)
             end += tf.where(cut, at_end, zero)
             later += step_times[0] + times[0] + tf.where(cut, zero, at_end) - waiting
-        return [*y_bar, later, end, *totals]
+        return [*y_bar, later, end, step_end, *totals]
 
     def _saved_alone(self, alone, t, t_next, number, took, sent):
-        """What save points send to their step: to its start, its interpolant, and its times."""
-        width, degree = self.field.size, self.plan.solver.dense_degree()
-        index = tf.cast(number, tf.int32)
+        """What a save point sends to its step: to the start, the interpolant, and the times."""
+        bar = passing.row_of(sent, tf.cast(number, tf.int32))
         zero = tf.zeros_like(t)
+        bar = [tf.where(took, x, zero) for x in bar]
         inverse = 1.0 / tf.where(t_next != t, t_next - t, zero + 1.0)
-        direct, dense, times = [zero] * width, [[zero] * width] * degree, [zero, zero]
-        for i, time in enumerate(alone.times_from(number, passing.AT_ONCE)):
-            inside = took > float(i)
-            bar = [tf.where(inside, x, zero) for x in passing.row_of(sent, index + i)]
-            fraction = tf.where(inside, (time - t) * inverse, zero)
-            if self.time_gradient:
-                rate = bar.pop()
-                times = [times[0] + rate * (fraction - 1.0), times[1] - rate * fraction]
-            direct = [a + b for a, b in zip(direct, bar, strict=True)]
-            for power in range(degree):
-                bar = [x * fraction for x in bar]
-                dense[power] = [a + b for a, b in zip(dense[power], bar, strict=True)]
-        return direct, dense, times
+        fraction = tf.where(took, (alone.time_of(number) - t) * inverse, zero)
+        times = [zero, zero]
+        if self.time_gradient:
+            rate = bar.pop()
+            times = [rate * (fraction - 1.0), -rate * fraction]
+        dense = [[x * fraction for x in bar]]
+        for _ in range(self.plan.solver.dense_degree() - 1):
+            dense.append([x * fraction for x in dense[-1]])
+        return bar, dense, times
 
 
 def _flat(tensors):
@@ -622,7 +623,10 @@ def _flat(tensors):
 
 
 class _Walk(NamedTuple):
-    """The cotangents on the way back, and per row the next save point and event to meet."""
+    """The cotangents on the way back, and per row the next save point and event to meet.
+
+    `t_next` is where the step after ended, for a trajectory alone.
+    """
 
     y_bar: tf.Tensor
     t_bar: tf.Tensor
@@ -631,6 +635,7 @@ class _Walk(NamedTuple):
     variables_bar: list
     save: tf.Tensor
     count: tf.Tensor
+    t_next: tf.Tensor
 
 
 def _top_slot(positions, top, segment):

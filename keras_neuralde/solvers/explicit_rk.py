@@ -92,7 +92,7 @@ class ExplicitRungeKutta(Solver):
         coefficients = self._interpolate(g, t, t_next, h, y, ks) if dense else None
         return Step(y1, error, coefficients, k_last)
 
-    def step_together(self, g, t, t_next, y, state, thetas=(), slopes=False):
+    def step_together(self, g, t, t_next, y, state, theta=None, slope=False):
         """The same step, of the same sums in the same order, for `components`; without a gradient.
 
         Args:
@@ -101,12 +101,13 @@ class ExplicitRungeKutta(Solver):
             t_next: `(rows,)`, where it ends.
             y: `(rows, width)`, the state at `t`.
             state: `(rows, width)`, the solver's state.
-            thetas: where states inside the step are wanted, a list of `(rows,)`, from 0 at its
-                start to 1 at its end.
-            slopes: whether their derivatives with respect to theta are wanted too.
+            theta: `(rows,)`, where the state inside the step is wanted, from 0 at its start to 1 at
+                its end; `None` for nowhere.
+            slope: whether the derivative with respect to `theta` is wanted too.
 
         Returns:
-            The `Step`, and for each of `thetas` the components of the state and of the derivative.
+            The `Step`, and the components of the state at `theta`, behind them those of the
+            derivative.
         """
         table, width = self.tableau, int(y.shape[1])
         last_first = table.first_same_as_last
@@ -115,26 +116,26 @@ class ExplicitRungeKutta(Solver):
         h = t_next - t
         k1 = k1 if last_first else g.by_components(t, ys)
         ks, y1 = self._stages_by_components(g, t, t_next, ys, k1)
-        columns, errors, values = list(zip(*ks, strict=True)), [], []
+        errors, value = [], []
         if table.has_error:
-            errors = [self.error_estimate(h, column) for column in columns]
-        if thetas:
-            thetas = components.numbers(g, thetas)
-            polynomials = [self._coefficients(h, column) for column in columns]
-            pairs = list(zip(ys, polynomials, strict=True))
-            for theta in thetas:
-                found = [horner(part, polynomial, theta) for part, polynomial in pairs]
-                values += [value for value, _ in found] + [slope for _, slope in found] * slopes
+            errors = [self.error_estimate(h, column) for column in zip(*ks, strict=True)]
+        if theta is not None:
+            values, slopes = self._inside(h, ys, ks, *components.numbers(g, [theta]))
+            value = [*values, *(slopes if slope else ())]
         # Before the error is divided by the tolerance: XLA:CPU takes a division for so dear that it
         # does not let it melt into `together`.
-        found = components.together([*values, *y1, *(ks[-1] if last_first else ()), *errors])
+        found = components.together([*value, *y1, *(ks[-1] if last_first else ()), *errors])
         found = components.arrays(found)
-        values, found = found[: len(values)], found[len(values) :]
+        value, found = found[: len(value)], found[len(value) :]
         error = components.join(found[-width:]) if errors else None
         k_last = components.join(found[width : 2 * width]) if last_first else state
-        each = width * (1 + slopes)
-        values = [values[i : i + each] for i in range(0, len(values), each)]
-        return Step(components.join(found[:width]), error, None, k_last), values
+        return Step(components.join(found[:width]), error, None, k_last), value
+
+    def _inside(self, h, ys, ks, theta):
+        """The components of the state at `theta` of a step, and of its derivative."""
+        pairs = zip(ys, zip(*ks, strict=True), strict=True)
+        found = [horner(part, self._coefficients(h, column), theta) for part, column in pairs]
+        return zip(*found, strict=True)
 
     def _stages_by_components(self, g, t, t_next, ys, k1):
         """All stages, and the state at the end; lists of parts."""
@@ -155,11 +156,7 @@ class ExplicitRungeKutta(Solver):
         t, t_next, theta = components.numbers(g, [t, t_next, theta])
         h, ys = t_next - t, components.numbers(g, components.split(y))
         ks, _ = self._stages_by_components(g, t, t_next, ys, g.by_components(t, ys))
-        found = [
-            horner(part, self._coefficients(h, column), theta)
-            for part, column in zip(ys, zip(*ks, strict=True), strict=True)
-        ]
-        value, slope = zip(*found, strict=True)
+        value, slope = self._inside(h, ys, ks, theta)
         found = components.arrays(components.together([*value, *slope]))
         return components.join(found[: len(ys)]), components.join(found[len(ys) :])
 
