@@ -88,15 +88,10 @@ def test_the_same_numbers_as_row_by_row(seen, solver, saves, options):
 
 
 def test_where_it_does_not_pay(seen):
-    """Nothing of it in plain graphs, without a batch axis, for wide states or dear functions."""
+    """Nothing of it in plain graphs, for wide states or dear functions."""
     p, y0 = tf.constant(RATES), tf.ones((5, 2), tf.float64)
     tf.function(lambda: states(y0, p, saveat=[1.0])).get_concrete_function()
     compiled(field=with_a_sine, saveat=[1.0]).get_concrete_function(y0, p)
-    alone = tf.function(
-        lambda y: nde.solve(nde.ODEProblem(lambda t, y, p: -y, y, (0.0, 1.0)), "tsit5").y,
-        jit_compile=True,
-    )
-    alone.get_concrete_function(y0[0])
     wide = tf.ones((5, 9), tf.float64)
     compiled(field=lambda t, y, p: -y).get_concrete_function(wide, p)
     assert seen == {"steps": 0, "repeats": 0, "passing": 0}

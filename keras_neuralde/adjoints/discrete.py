@@ -550,7 +550,8 @@ class _BackwardAlone(Backward):
             if self.time_gradient:
                 sent = tf.concat([sent, save_rate], axis=1)
             sent = tf.pad(sent, [[0, 1], [0, 0]])
-        parts = [walk.y_bar[0], walk.t_bar, walk.t_end_bar, walk.t_next, _flat(walk.theta_bar)]
+        parts = [walk.y_bar[0], walk.t_bar, walk.t_end_bar, walk.t_next]
+        parts += [tf.reshape(leaf, [-1]) for leaf in walk.theta_bar]
         loop = (turns - 1, tf.concat(parts, axis=0))
 
         def one_turn(turn, block):
@@ -615,11 +616,6 @@ class _BackwardAlone(Backward):
         for _ in range(self.plan.solver.dense_degree() - 1):
             dense.append([x * fraction for x in dense[-1]])
         return bar, dense, times
-
-
-def _flat(tensors):
-    """All of their numbers in one vector."""
-    return tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], axis=0)
 
 
 class _Walk(NamedTuple):

@@ -1,0 +1,78 @@
+"""Graphs evaluated number by number: what TensorFlow computes, of every operation that is known."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_neuralde import arithmetic
+
+X = np.array([[1.5, -2.0, 0.5], [0.25, 3.0, -1.0]])
+
+
+def evaluated(function, *inputs):
+    specs = [tf.TensorSpec(x.shape, x.dtype) for x in inputs]
+    graph = tf.function(function, autograph=False).get_concrete_function(*specs).graph
+    assert arithmetic.is_arithmetic(graph)
+    assert arithmetic.comes_apart(graph)
+    found = arithmetic.evaluate(graph, [arithmetic.numbers(tf.constant(x)) for x in inputs])
+    return [np.array([[float(one)] for one in leaf.ravel()]).reshape(leaf.shape) for leaf in found]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: tf.abs(x) + tf.add_n([x, x, 2.0 * x]),
+        lambda x: tf.cast(tf.cast(x, tf.float32), tf.float64) - tf.negative(x),
+        lambda x: tf.where(x > 0.0, x, tf.square(x)) + tf.maximum(x, 0.1) * tf.minimum(x, 0.2),
+        lambda x: tf.where((x >= 0.25) & ~(x < 0.3) | (x <= -2.0), x**2, x**3),
+        lambda x: tf.where(tf.equal(x, 3.0) | tf.not_equal(x, 0.5), x, tf.zeros_like(x)),
+        lambda x: tf.concat([x[:, ::-1], -x[:, :1], tf.ones_like(x)], axis=1),
+        lambda x: tf.stack([x[0], x[-1], x[..., 1, :]], axis=-1),
+        lambda x: x[:, None, 1:, tf.newaxis] * tf.reshape(x, [3, 2])[:2],
+        lambda x: tf.unstack(x, axis=1) + tf.split(x, 2, axis=0) + tf.split(x, [1, 2], axis=-1),
+        lambda x: tf.squeeze(tf.expand_dims(x, 1), 1) + tf.broadcast_to(x[:1], [2, 3]),
+        lambda x: tf.fill([2, 2], x[0, 0]) + tf.constant([[1.0, 2.0], [3.0, 4.0]], tf.float64),
+    ],
+)
+def test_the_numbers_of_tensorflow(function):
+    expected = tf.nest.flatten(function(tf.constant(X)))
+    for one, other in zip(evaluated(function, X), expected, strict=True):
+        assert one.shape == other.shape
+        np.testing.assert_allclose(one, other, rtol=1e-15)
+
+
+def test_several_inputs_and_numbers():
+    function = lambda t, y, p: p[0] * y + t * p[1]  # noqa: E731
+    time, state, p = np.array(0.5), X[0], np.array([2.0, 3.0])
+    (found,) = evaluated(function, time, state, p)
+    np.testing.assert_allclose(found, 2.0 * X[0] + 1.5)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: tf.exp(x),
+        lambda x: x / 3.0,
+        lambda x: tf.linalg.matmul(x, x, transpose_b=True),
+        lambda x: tf.gather(x, [0]),
+    ],
+)
+def test_what_is_no_arithmetic(function):
+    spec = tf.TensorSpec([2, 3], tf.float64)
+    assert not arithmetic.is_arithmetic(tf.function(function).get_concrete_function(spec).graph)
+
+
+def test_what_does_not_come_apart():
+    """Unknown shapes, variables, and more numbers than a kernel should have."""
+    variable = tf.Variable(2.0)
+
+    def comes_apart(function, shape):
+        spec = tf.TensorSpec(shape, tf.float32)
+        graph = tf.function(function).get_concrete_function(spec).graph
+        assert arithmetic.is_arithmetic(graph)
+        return arithmetic.comes_apart(graph)
+
+    assert comes_apart(lambda x: 2.0 * x, [3])
+    assert not comes_apart(lambda x: 2.0 * x, [None])
+    assert not comes_apart(lambda x: variable * x, [3])
+    assert not comes_apart(lambda x: 2.0 * x, [5000])

@@ -1,0 +1,129 @@
+"""A trajectory alone under XLA: the same numbers and gradients as row by row, and exact ones."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_neuralde as nde
+from keras_neuralde.adjoints import discrete
+
+SAVES = np.sort(np.r_[0.0, 0.0, 0.5, 0.5, np.linspace(0.1, 0.11, 9), 1.0, 2.0])
+
+
+@pytest.fixture
+def turned(monkeypatch):
+    """How often the turns of a trajectory alone were traced backwards."""
+    found = []
+    reverse = discrete._BackwardAlone._reverse_alone
+
+    def noted(*args):
+        found.append(True)
+        return reverse(*args)
+
+    monkeypatch.setattr(discrete._BackwardAlone, "_reverse_alone", noted)
+    return found
+
+
+def driven(t, y, p):
+    """Reads a nest of parameters and the time, and its state backwards."""
+    first, second = y[..., 0], y[..., 1]
+    rates = tf.stack([first * second, tf.maximum(first, second) ** 2], -1)
+    return p["a"][0] * y[..., ::-1] - p["a"][1] * rates + tf.stack([p["b"], -p["b"]], -1) * t
+
+
+def state_and_gradients(y0, p, t_span, saves, **options):
+    watched = [y0, p, t_span, *([] if saves is None else [saves])]
+    with tf.GradientTape() as tape:
+        tape.watch(watched)
+        problem = nde.ODEProblem(driven, y0, (t_span[0], t_span[1]), p)
+        y = nde.solve(problem, rtol=1e-8, atol=1e-8, saveat=saves, throw=False, **options).y
+        weights = tf.cast(tf.range(1, tf.size(y) + 1), y.dtype)
+        loss = tf.reduce_sum(tf.reshape(y, [-1]) * weights)
+    return y, tape.gradient(loss, watched)
+
+
+@pytest.mark.parametrize(
+    ("batched", "saves", "t_span", "options"),
+    [
+        (False, SAVES, [0.0, 2.0], {"solver": "tsit5"}),
+        (True, SAVES, [0.0, 2.0], {"solver": "tsit5", "checkpoints": 3}),
+        (False, None, [0.0, 2.0], {"solver": "bosh3", "checkpoints": 1}),
+        (True, None, [1.0, -0.5], {"solver": "tsit5"}),
+        (False, [0.8, 0.1, -0.5], [1.0, -0.5], {"solver": "tsit5", "controller": "PI"}),
+        (False, [0.3, 1.0], [0.0, 2.0], {"solver": "tsit5", "controller": "constant", "dt0": 0.1}),
+        (False, [0.3, 1.0], [0.0, 2.0], {"solver": "tsit5", "steps": np.linspace(0, 2, 30)}),
+    ],
+)
+def test_gradients_as_row_by_row(turned, batched, saves, t_span, options):
+    """With respect to the state, the parameters, the ends and the save points."""
+    y0 = tf.constant([[0.9, 0.4]] if batched else [0.9, 0.4], tf.float64)
+    p = {"a": tf.constant([1.0, 0.7], tf.float64), "b": tf.constant(0.3, tf.float64)}
+    saves = None if saves is None else tf.constant(saves, tf.float64)
+    given = (y0, p, tf.constant(t_span, tf.float64), saves)
+
+    def run(*given):
+        return state_and_gradients(*given, batch_ndims=int(batched), **options)
+
+    found = tf.nest.flatten(tf.function(run, jit_compile=True)(*given))
+    assert turned
+    expected = tf.nest.flatten(tf.function(run)(*given))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-8, atol=1e-9)
+    assert all(np.isfinite(one).all() for one in found)
+
+
+def logistic(t, rate, first):
+    grown = np.exp(rate * t)
+    return first * grown / (1.0 + first * (grown - 1.0))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_exact_gradients_with_a_captured_tensor(turned, dtype):
+    """Of a logistic equation, whose rate the field closes over, at save points of one step."""
+    tight, loose = (1e-5, 2e-3) if dtype == "float32" else (1e-11, 1e-7)
+    times = np.linspace(0.0, 3.0, 31).astype(dtype)
+
+    @tf.function(jit_compile=True)
+    def run(y0, rate):
+        with tf.GradientTape() as tape:
+            tape.watch([y0, rate])
+            problem = nde.ODEProblem(lambda t, y, p: rate * y * (1.0 - y), y0, (0.0, 3.0))
+            y = nde.solve(problem, "tsit5", saveat=times, rtol=tight, atol=tight).y
+            loss = tf.reduce_sum(y)
+        return y[:, 0], *tape.gradient(loss, [y0, rate])
+
+    y, by_y0, by_rate = run(tf.constant([0.1], dtype), tf.constant(1.5, dtype))
+    assert turned
+    np.testing.assert_allclose(y, logistic(times, 1.5, 0.1), rtol=10 * tight)
+    step = 1e-6
+    times = times.astype("float64")
+
+    def difference(rate, first):
+        ends = [logistic(times, 1.5 + s * rate, 0.1 + s * first).sum() for s in (step, -step)]
+        return (ends[0] - ends[1]) / (2 * step)
+
+    np.testing.assert_allclose(by_y0[0], difference(0.0, 1.0), rtol=loose)
+    np.testing.assert_allclose(by_rate, difference(1.0, 0.0), rtol=loose)
+
+
+def test_a_trajectory_that_fails_has_no_gradient(turned):
+    """Here for a pole at t = 1."""
+
+    @tf.function(jit_compile=True)
+    def run(y0, end):
+        with tf.GradientTape() as tape:
+            tape.watch(y0)
+            problem = nde.ODEProblem(lambda t, y, p: y * y, y0, (0.0, end))
+            sol = nde.solve(
+                problem, "tsit5", saveat=[0.0, 0.5], rtol=1e-9, atol=1e-11, throw=False
+            )
+            loss = tf.reduce_sum(sol.y)
+        return sol.y, sol.status, tape.gradient(loss, y0)
+
+    y, status, gradient = run(tf.constant([1.0], tf.float64), tf.constant(2.0, tf.float64))
+    assert int(status) != int(nde.Status.SUCCESS)
+    assert np.isnan(y).all() and not np.any(gradient)
+    y, status, gradient = run(tf.constant([0.5], tf.float64), tf.constant(0.5, tf.float64))
+    assert turned and int(status) == int(nde.Status.SUCCESS)
+    np.testing.assert_allclose(y[:, 0], [0.5, 0.5 / 0.75], rtol=1e-6)
+    np.testing.assert_allclose(gradient, [1.0 + 1.0 / 0.75**2], rtol=1e-6)
