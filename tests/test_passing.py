@@ -115,7 +115,12 @@ def test_a_trajectory_that_fails_has_no_gradient(turned):
             tape.watch(y0)
             problem = nde.ODEProblem(lambda t, y, p: y * y, y0, (0.0, end))
             sol = nde.solve(
-                problem, "tsit5", saveat=[0.0, 0.5], rtol=1e-7, max_steps=8, throw=False
+                problem,
+                "tsit5",
+                saveat=tf.stack([0.0 * end, end]),
+                rtol=1e-7,
+                max_steps=8,
+                throw=False,
             )
             loss = tf.reduce_sum(sol.y)
         return sol.y, sol.status, tape.gradient(loss, y0)
