@@ -158,6 +158,10 @@ class ClosureTrainer:
         if closure_stage(self.optimizer) is not None:
             self._build_for(x, whole)
             callbacks = _with_convergence(callbacks, self, whole)
+        elif self.built and not self.optimizer.built:
+            # Variables that are made inside the first step have it traced twice.
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
         return super().fit(epochs=epochs, verbose=verbose, callbacks=callbacks, **keywords)
 
     def _build_for(self, x, whole):

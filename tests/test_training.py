@@ -734,3 +734,21 @@ class TestFit:
 def test_bad_settings(keywords):
     with pytest.raises(ValueError, match=next(iter(keywords))):
         LBFGS(**keywords)
+
+
+def test_the_first_step_is_traced_once():
+    """Optimizers make their variables before it: those made inside a step have it traced twice."""
+    traces = []
+
+    class Counting(nde.Model):
+        def train_step(self, data):
+            traces.append(1)
+            return super().train_step(data)
+
+    inputs = keras.Input((2,))
+    model = Counting(inputs, keras.layers.Dense(1)(inputs))
+    model.compile(keras.optimizers.Adam(0.1), "mse")
+    x = np.ones((4, 2), "float32")
+    first = model.fit(x, x[:, :1], epochs=3, verbose=0).history["loss"]
+    assert len(traces) == 1
+    assert first[-1] < first[0]
