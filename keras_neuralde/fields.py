@@ -12,6 +12,8 @@ from keras_neuralde.sparsity import BandedJacobian
 #: Up to this size a Jacobian is written out row by row: XLA merges what the rows share.
 _UNROLLED = 8
 
+FORWARD = {"narrow": True, "dense": True, "tie": 0}
+
 
 class Implicit(NamedTuple):
     """What implicit methods want to know beyond the field's values.
@@ -166,21 +168,19 @@ class Field:
             `(trajectories, n, n)` tensor; and a `(rows, width)` tensor, or `None` for fields that
             do not read the time.
         """
-        z, time = self.split(y), self._time(t, y)
-        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
-            tape.watch([z, time])
-            out = self.split(self._evaluate(time, self.join(z), theta))
-            n = self._layout.width
-            outs = tf.unstack(out, num=n, axis=1) if n <= _UNROLLED else []
-        autonomous = tape.gradient(out, time) is None
-        rate = None if autonomous else self._time_derivative(time, y, theta)
+        z, time, n = self.split(y), self._time(t, y), self._layout.width
+        rate = self.rate(t, y, theta)
         if self.implicit.jacobian is not None:
             return self._given_jacobian(time, y, theta), rate
         if n <= _UNROLLED:
-            return [_or_zeros(tape.gradient(part, z), z) for part in outs], rate
+            if FORWARD["narrow"]:
+                return self._narrow_forward(time, z, theta), rate
+            return self._narrow_reverse(time, z, theta), rate
         if self.implicit.sparsity is not None:
-            return self._coloured(tape, z, out), rate
-        return self._dense(time, z, theta), rate
+            return self._coloured(time, z, theta), rate
+        if FORWARD["dense"]:
+            return self._dense_forward(time, z, theta), rate
+        return self._dense_reverse(time, z, theta), rate
 
     def _time_derivative(self, time, y, theta):
         """∂f/∂t by forward mode, as the transpose of the transpose."""
@@ -235,34 +235,80 @@ class Field:
         packed.set_shape(b.shape)
         return packed
 
-    def _dense(self, time, z, theta):
+    def _narrow_reverse(self, time, z, theta):
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+            tape.watch(z)
+            out = self.split(self._evaluate(time, self.join(z), theta))
+            outs = tf.unstack(out, num=self._layout.width, axis=1)
+        return [_or_zeros(tape.gradient(part, z), z) for part in outs]
+
+    def _narrow_forward(self, time, z, theta):
+        n = self._layout.width
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as outer:
+            weights, pulled = self._pulled(outer, time, z, theta)
+            parts = tf.unstack(pulled, num=n, axis=1)
+        columns = [_or_zeros(outer.gradient(part, weights), weights) for part in parts]
+        columns = [tf.unstack(column, num=n, axis=1) for column in columns]
+        return [tf.stack(row, axis=1) for row in zip(*columns, strict=True)]
+
+    def _pulled(self, outer, time, z, theta):
+        """Weights of zero, and the transposed Jacobian times them, for the tape `outer`."""
+        weights = tf.zeros_like(z)
+        outer.watch(weights)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(z)
+            out = self.split(self._evaluate(time, self.join(z), theta))
+        return weights, _or_zeros(tape.gradient(out, z, output_gradients=weights), z)
+
+    def _dense_reverse(self, time, z, theta):
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(z)
             out = self.split(self._evaluate(time, self.join(z), theta))
         return tape.batch_jacobian(out, z)
 
-    def _coloured(self, tape, z, out):
-        """Rows without a common column share one pull-back.
+    def _dense_forward(self, time, z, theta):
+        """All columns at once: the field's derivatives along n seeds, as one more axis."""
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as outer:
+            weights, pulled = self._pulled(outer, time, z, theta)
+        return tf.linalg.matrix_transpose(outer.batch_jacobian(pulled, weights))
 
-        The idea is that of Curtis, Powell & Reid, "On the estimation of sparse Jacobian matrices",
-        IMA Journal of Applied Mathematics 13, 1974, for rows instead of columns.
+    def _coloured(self, time, z, theta):
+        """Columns without a common row share one push, or rows without a common column one pull.
+
+        Whichever takes fewer products. The idea is that of Curtis, Powell & Reid, "On the
+        estimation of sparse Jacobian matrices", IMA Journal of Applied Mathematics 13, 1974, for
+        columns; products with the transposed matrix can do the same for rows.
         """
         sparsity = self.implicit.sparsity
-        colours = colour_rows(sparsity)
-        groups = []
-        for colour in range(colours.max() + 1):
-            members = tf.constant(colours == colour, z.dtype)
-            weights = tf.zeros_like(out) + members
-            groups.append(_or_zeros(tape.gradient(out, z, output_gradients=weights), z))
+        by_rows, by_columns = colour_rows(sparsity), colour_rows(sparsity.T)
+        reverse = by_rows.max() < by_columns.max() + FORWARD["tie"]
+        colours = by_rows if reverse else by_columns
+        seeds = [
+            tf.constant(colours == colour, z.dtype) + tf.zeros_like(z)
+            for colour in range(colours.max() + 1)
+        ]
+        if reverse:
+            with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+                tape.watch(z)
+                out = self.split(self._evaluate(time, self.join(z), theta))
+            groups = [_or_zeros(tape.gradient(out, z, output_gradients=w), z) for w in seeds]
+        else:
+            with tf.GradientTape(persistent=True, watch_accessed_variables=False) as outer:
+                weights, pulled = self._pulled(outer, time, z, theta)
+            groups = [
+                _or_zeros(outer.gradient(pulled, weights, output_gradients=x), z) for x in seeds
+            ]
         compressed = tf.stack(groups, axis=1)
-        band = self.implicit.band
+        band, n = self.implicit.band, self._layout.width
         if band is not None:
-            n = self._layout.width
             flat = tf.reshape(compressed, (-1, compressed.shape[1] * n))
-            entries = tf.gather(flat, colours[band.rows] * n + band.columns, axis=1)
+            lines, places = (band.rows, band.columns)[:: 1 if reverse else -1]
+            entries = tf.gather(flat, colours[lines] * n + places, axis=1)
             entries = entries * tf.constant(band.mask, z.dtype)
             return BandedJacobian(tf.transpose(entries, [1, 2, 0, 3, 4]), band)
-        return tf.gather(compressed, colours, axis=1) * tf.constant(sparsity, z.dtype)
+        lines = tf.gather(compressed, colours, axis=1)
+        lines = lines if reverse else tf.linalg.matrix_transpose(lines)
+        return lines * tf.constant(sparsity, z.dtype)
 
     def _given_jacobian(self, time, y, theta):
         arguments = [time, *tf.nest.flatten(self._unpack(y)), *self._parameters(theta)]

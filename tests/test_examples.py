@@ -315,6 +315,21 @@ def test_fisher_kpp_data():
     np.testing.assert_allclose((field**2).sum(), 122.97537573573, rtol=1e-9)
 
 
+@pytest.mark.slow
+def test_reaction_and_stencil_start_to_be_learned():
+    """The sum of squares falls by four orders in the first few of 1400 iterations."""
+    example = load("20_fisher_kpp")
+    start, _, field = example.model(0)
+    target = example.data()
+    before = float(np.sum((example.solve(field, start) - target) ** 2))
+    result, _, states = example.run(0, (60, 60))
+    after = float(np.sum((states - target) ** 2))
+    assert before > 10.0 and result.minimum < 1e-3 * before, (before, result)
+    assert after <= result.minimum
+    # The stencil leaves a constant alone, as diffusion does.
+    assert abs(float(np.sum(result.minimizer["stencil"]))) < 0.01
+
+
 @long_run
 @pytest.mark.slow
 def test_reaction_and_stencil_are_learned():
@@ -324,6 +339,29 @@ def test_reaction_and_stencil_are_learned():
     np.testing.assert_allclose(p["scale"] * p["stencil"], [6.25, -12.5, 6.25], rtol=0.01)
     u = np.linspace(0.0, 1.0, 21)
     np.testing.assert_allclose(reaction(u, p["weights"]), u * (1.0 - u), atol=0.01)
+
+
+@pytest.mark.slow
+def test_the_brusselator_and_what_collocation_finds_in_it():
+    """The waves solve exactly, v's equation gives the reaction back, and a network learns it."""
+    example = load("22_brusselator")
+    random = np.random.default_rng(0)
+    b, s = random.normal(size=(2, 16, 16)), np.array(0.3)
+    x = example.through_waves(np.array(0.0), None, s, b)
+    np.testing.assert_allclose(x - s * example.diffusion(0.0, x, None), b, atol=1e-12)
+    target = example.data()
+    u, v, made = example.left_over(target)
+    exact = u * u * v
+    error = np.sqrt(np.mean((made - exact) ** 2))
+    assert error < 0.02 * np.std(exact), (error, np.std(exact))
+    weights, reaction = example.network(0)
+    fit = example.nde.minimize(
+        lambda p: example.tf.reduce_mean((reaction(u, v, p) - made) ** 2),
+        weights,
+        [(keras.optimizers.Adam(0.01), 200), (example.nde.optimizers.BFGS(0.01), 50)],
+        progress=False,
+    )
+    assert fit.minimum < 0.01 * np.var(exact), fit
 
 
 @long_run
