@@ -9,10 +9,8 @@ from keras_neuralde import components
 from keras_neuralde import slice_gradients as slice_gradients
 from keras_neuralde.sparsity import BandedJacobian
 
-#: Up to this size a Jacobian is written out row by row: XLA merges what the rows share.
+#: Up to this size a Jacobian is written out column by column: XLA merges what these share.
 _UNROLLED = 8
-
-FORWARD = {"narrow": True, "dense": True, "tie": 0}
 
 
 class Implicit(NamedTuple):
@@ -173,14 +171,10 @@ class Field:
         if self.implicit.jacobian is not None:
             return self._given_jacobian(time, y, theta), rate
         if n <= _UNROLLED:
-            if FORWARD["narrow"]:
-                return self._narrow_forward(time, z, theta), rate
-            return self._narrow_reverse(time, z, theta), rate
+            return self._columns(time, z, theta), rate
         if self.implicit.sparsity is not None:
             return self._coloured(time, z, theta), rate
-        if FORWARD["dense"]:
-            return self._dense_forward(time, z, theta), rate
-        return self._dense_reverse(time, z, theta), rate
+        return self._dense(time, z, theta), rate
 
     def _time_derivative(self, time, y, theta):
         """∂f/∂t by forward mode, as the transpose of the transpose."""
@@ -235,14 +229,8 @@ class Field:
         packed.set_shape(b.shape)
         return packed
 
-    def _narrow_reverse(self, time, z, theta):
-        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
-            tape.watch(z)
-            out = self.split(self._evaluate(time, self.join(z), theta))
-            outs = tf.unstack(out, num=self._layout.width, axis=1)
-        return [_or_zeros(tape.gradient(part, z), z) for part in outs]
-
-    def _narrow_forward(self, time, z, theta):
+    def _columns(self, time, z, theta):
+        """Column by column: the derivative along a component, as that of what is pulled to it."""
         n = self._layout.width
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as outer:
             weights, pulled = self._pulled(outer, time, z, theta)
@@ -260,17 +248,12 @@ class Field:
             out = self.split(self._evaluate(time, self.join(z), theta))
         return weights, _or_zeros(tape.gradient(out, z, output_gradients=weights), z)
 
-    def _dense_reverse(self, time, z, theta):
+    def _dense(self, time, z, theta):
+        """All rows at once, by reverse mode: columns would have to be transposed."""
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(z)
             out = self.split(self._evaluate(time, self.join(z), theta))
         return tape.batch_jacobian(out, z)
-
-    def _dense_forward(self, time, z, theta):
-        """All columns at once: the field's derivatives along n seeds, as one more axis."""
-        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as outer:
-            weights, pulled = self._pulled(outer, time, z, theta)
-        return tf.linalg.matrix_transpose(outer.batch_jacobian(pulled, weights))
 
     def _coloured(self, time, z, theta):
         """Columns without a common row share one push, or rows without a common column one pull.
@@ -281,7 +264,7 @@ class Field:
         """
         sparsity = self.implicit.sparsity
         by_rows, by_columns = colour_rows(sparsity), colour_rows(sparsity.T)
-        reverse = by_rows.max() < by_columns.max() + FORWARD["tie"]
+        reverse = by_rows.max() < by_columns.max()
         colours = by_rows if reverse else by_columns
         seeds = [
             tf.constant(colours == colour, z.dtype) + tf.zeros_like(z)

@@ -14,8 +14,8 @@ UNROLLED = 3
 #: Up to this size a product with the inverse is a sum that XLA fuses with what comes before.
 _FUSED = 16
 
-#: Above this size columns are eliminated in blocks of that many.
-BLOCK = 16
+#: From this size on columns are eliminated in blocks of 16, and of 32 from 256 on.
+BLOCKED = 24
 
 
 def factor(matrix):
@@ -44,14 +44,14 @@ def factor(matrix):
     n = matrix.shape[-1]
     if n <= UNROLLED:
         return UnrolledLU([tf.unstack(row, axis=1) for row in tf.unstack(matrix, axis=1)])
-    return GaussJordan(matrix) if n <= BLOCK else BlockGaussJordan(matrix)
+    return GaussJordan(matrix) if n < BLOCKED else BlockGaussJordan(matrix)
 
 
 def _noise(n, dtype):
     """Below which part of its scale a pivot of n unknowns is taken for a rounding error.
 
     Of random matrices with a row or column that depends on the others, but for its own rounding,
-    n eps finds two thirds or more, sixteen times that all but 1% or 2%. Double precision has the
+    n eps finds two thirds or more, sixteen times that all but 1% to 3%. Double precision has the
     digit to spare; in single precision stiff systems come close to the smaller one already.
     """
     eps = float(np.finfo(dtype.as_numpy_dtype).eps)
@@ -278,14 +278,15 @@ class BlockGaussJordan(_Inverse):
 
     def __init__(self, matrix, magnitude=None):
         n = matrix.shape[-1]
-        count = -(-n // BLOCK)
-        padded = count * BLOCK
+        block = 16 if n < 256 else 32
+        count = -(-n // block)
+        padded = count * block
         extra = padded - n
         a = tf.pad(matrix, [[0, 0], [0, extra], [0, extra]])
         if extra:
             # Rows and columns of the identity, which are their own pivots.
             a += tf.linalg.diag(tf.constant([0.0] * n + [1.0] * extra, matrix.dtype))
-        index, block_index = tf.range(padded), tf.range(BLOCK)
+        index, block_index = tf.range(padded), tf.range(block)
 
         def eliminate_column(j, panel, free, rows, pivots):
             # The columns of the panel lie along its second axis.
@@ -304,12 +305,12 @@ class BlockGaussJordan(_Inverse):
             return j + 1, panel, free & ~there, rows, pivots
 
         def eliminate_block(k, a, free, order, pivots):
-            blocks = tf.reshape(a, (-1, padded, count, BLOCK))
+            blocks = tf.reshape(a, (-1, padded, count, block))
             panel = tf.transpose(tf.gather(blocks, k, axis=2), [0, 2, 1])
             zeros = tf.zeros_like(panel[:, :, 0])
             start = (0, panel, free, tf.zeros_like(zeros, tf.int32), zeros)
             _, panel, left, rows, found = tf.while_loop(
-                lambda j, *_: j < BLOCK, eliminate_column, start, maximum_iterations=BLOCK
+                lambda j, *_: j < block, eliminate_column, start, maximum_iterations=block
             )
             pivot_rows = tf.gather(a, rows, batch_dims=1)
             chosen = tf.not_equal(free, left)
@@ -319,13 +320,13 @@ class BlockGaussJordan(_Inverse):
             blocks = tf.where(
                 here[:, None],
                 tf.transpose(panel, [0, 2, 1])[:, :, None, :],
-                tf.reshape(a, (-1, padded, count, BLOCK)),
+                tf.reshape(a, (-1, padded, count, block)),
             )
             order = tf.where(here[:, None], rows[:, None, :], order)
             pivots = tf.where(here[:, None], found[:, None, :], pivots)
             return k + 1, tf.reshape(blocks, (-1, padded, padded)), left, order, pivots
 
-        zeros = tf.reshape(tf.zeros_like(a[:, 0]), (-1, count, BLOCK))
+        zeros = tf.reshape(tf.zeros_like(a[:, 0]), (-1, count, block))
         start = (0, a, tf.zeros_like(a[:, 0]) < 1.0, tf.zeros_like(zeros, tf.int32), zeros)
         _, a, _, order, pivots = tf.while_loop(
             lambda k, *_: k < count, eliminate_block, start, maximum_iterations=count

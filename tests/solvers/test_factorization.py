@@ -18,7 +18,7 @@ def solve_both_ways(matrix, b):
 
 
 @pytest.mark.parametrize("jit", [False, True])
-@pytest.mark.parametrize("n", [2, 3, 4, 16, 17, 48, 130])
+@pytest.mark.parametrize("n", [2, 3, 4, 16, 17, 24, 130, 260])
 def test_solves(n, jit):
     random = np.random.default_rng(n)
     matrix, b = random.normal(size=(5, n, n)), random.normal(size=(5, n))
@@ -121,7 +121,7 @@ def test_rows_that_all_have_to_move():
     np.testing.assert_allclose(factors.solve(tf.constant(b))[0], np.linalg.solve(matrix, b[0]))
 
 
-@pytest.mark.parametrize("n", [17, 33])
+@pytest.mark.parametrize("n", [17, 33, 258])
 def test_blocks_and_single_columns_choose_the_same_pivots(n):
     matrix = tf.constant(np.random.default_rng(n).normal(size=(3, n, n)))
     b = tf.constant(np.random.default_rng(0).normal(size=(3, n)))
@@ -146,4 +146,5 @@ def test_single_precision():
 def test_which_elimination_is_taken():
     assert isinstance(factor(tf.eye(3, batch_shape=[2])), UnrolledLU)
     assert isinstance(factor(tf.eye(4, batch_shape=[2])), GaussJordan)
-    assert isinstance(factor(tf.eye(17, batch_shape=[2])), BlockGaussJordan)
+    assert isinstance(factor(tf.eye(23, batch_shape=[2])), GaussJordan)
+    assert isinstance(factor(tf.eye(24, batch_shape=[2])), BlockGaussJordan)
