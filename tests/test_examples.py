@@ -37,8 +37,31 @@ def float_type():
 @pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py")))
 def test_smoke(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [name, "--smoke", "--output", str(tmp_path)])
-    load(name).main()
+    found = load(name).main()
     assert list(tmp_path.glob("*.png")), capsys.readouterr().out
+    if name in SMALL:
+        SMALL[name](found)
+
+
+def fisher_kpp_begins(result):
+    """The sum of squares was 116; 40 of 1400 iterations take it below a twentieth."""
+    assert result.minimum < 6.0, result
+    assert abs(float(np.sum(result.minimizer["stencil"]))) < 0.1
+
+
+def brusselator_begins(found):
+    """A short collocation finds most of the reaction: the forecast follows for a time unit."""
+    target, fields, result = found
+    assert np.all(np.isfinite(fields)) and result.minimum < np.var(target), result
+    error, moved = (
+        np.sqrt(np.mean((fields[:11] - other) ** 2, axis=(1, 2, 3)))
+        for other in (target[:11], target[0])
+    )
+    assert moved[-1] > 1.0 and error.max() < 0.5 * moved[-1], (error, moved)
+
+
+#: What small runs of the examples show that need minutes as a whole.
+SMALL = {"20_fisher_kpp": fisher_kpp_begins, "22_brusselator": brusselator_begins}
 
 
 def test_spiral_data():
@@ -315,21 +338,6 @@ def test_fisher_kpp_data():
     np.testing.assert_allclose((field**2).sum(), 122.97537573573, rtol=1e-9)
 
 
-@pytest.mark.slow
-def test_reaction_and_stencil_start_to_be_learned():
-    """The sum of squares falls by four orders in the first few of 1400 iterations."""
-    example = load("20_fisher_kpp")
-    start, _, field = example.model(0)
-    target = example.data()
-    before = float(np.sum((example.solve(field, start) - target) ** 2))
-    result, _, states = example.run(0, (60, 60))
-    after = float(np.sum((states - target) ** 2))
-    assert before > 10.0 and result.minimum < 1e-3 * before, (before, result)
-    assert after <= result.minimum
-    # The stencil leaves a constant alone, as diffusion does.
-    assert abs(float(np.sum(result.minimizer["stencil"]))) < 0.01
-
-
 @long_run
 @pytest.mark.slow
 def test_reaction_and_stencil_are_learned():
@@ -342,26 +350,16 @@ def test_reaction_and_stencil_are_learned():
 
 
 @pytest.mark.slow
-def test_the_brusselator_and_what_collocation_finds_in_it():
-    """The waves solve exactly, v's equation gives the reaction back, and a network learns it."""
+def test_the_brusselator_gives_its_reaction_back():
+    """The waves solve exactly, and v's equation says what u²v was, but for its differences."""
     example = load("22_brusselator")
-    random = np.random.default_rng(0)
-    b, s = random.normal(size=(2, 16, 16)), np.array(0.3)
+    b, s = np.random.default_rng(0).normal(size=(2, 16, 16)), np.array(0.3)
     x = example.through_waves(np.array(0.0), None, s, b)
     np.testing.assert_allclose(x - s * example.diffusion(0.0, x, None), b, atol=1e-12)
-    target = example.data()
-    u, v, made = example.left_over(target)
+    u, v, made = example.left_over(example.data())
     exact = u * u * v
     error = np.sqrt(np.mean((made - exact) ** 2))
     assert error < 0.02 * np.std(exact), (error, np.std(exact))
-    weights, reaction = example.network(0)
-    fit = example.nde.minimize(
-        lambda p: example.tf.reduce_mean((reaction(u, v, p) - made) ** 2),
-        weights,
-        [(keras.optimizers.Adam(0.01), 200), (example.nde.optimizers.BFGS(0.01), 50)],
-        progress=False,
-    )
-    assert fit.minimum < 0.01 * np.var(exact), fit
 
 
 @long_run
