@@ -171,7 +171,7 @@ class Field:
         if self.implicit.jacobian is not None:
             return self._given_jacobian(time, y, theta), rate
         if n <= _UNROLLED:
-            return self._columns(time, z, theta), rate
+            return self._by_columns(time, z, theta), rate
         if self.implicit.sparsity is not None:
             return self._coloured(time, z, theta), rate
         return self._dense(time, z, theta), rate
@@ -229,7 +229,7 @@ class Field:
         packed.set_shape(b.shape)
         return packed
 
-    def _columns(self, time, z, theta):
+    def _by_columns(self, time, z, theta):
         """Column by column: the derivative along a component, as that of what is pulled to it."""
         n = self._layout.width
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as outer:

@@ -160,7 +160,11 @@ class TestJacobians:
     @pytest.mark.parametrize(
         ("name", "way", "n"),
         [
+            ("rodas5p", "automatic", 6),
             ("rodas5p", "automatic", 12),
+            ("rodas5p", "automatic", 30),
+            ("kvaerno3", "automatic", 30),
+            ("rodas5p", "full row", 12),
             ("rodas5p", "jacobian", 3),
             ("rodas5p", "jac_sparsity", 12),
             ("rodas5p", "jac_sparsity", 40),
@@ -173,6 +177,8 @@ class TestJacobians:
             "automatic": {},
             "jacobian": {"jacobian": ring_jacobian},
             "jac_sparsity": {"jac_sparsity": ring_pattern(n)},
+            # More than there is: rows then take fewer products than columns.
+            "full row": {"jac_sparsity": ring_pattern(n) + np.eye(n)[:, :1]},
         }[way]
 
         def loss(y0, p):
