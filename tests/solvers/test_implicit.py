@@ -163,7 +163,7 @@ class TestJacobians:
             ("rodas5p", "automatic", 6),
             ("rodas5p", "automatic", 12),
             ("rodas5p", "automatic", 30),
-            ("kvaerno3", "automatic", 30),
+            ("trbdf2", "automatic", 30),
             ("rodas5p", "full row", 12),
             ("rodas5p", "jacobian", 3),
             ("rodas5p", "jac_sparsity", 12),
