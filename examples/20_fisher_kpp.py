@@ -123,13 +123,13 @@ def draw(result, reaction, field, path):
 
 
 def main():
-    """Command line."""
+    """Command line; returns the result of the fit."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("demo_output"))
     parser.add_argument("--smoke", action="store_true", help="a few iterations only")
     arguments = parser.parse_args()
-    iterations = (2, 2) if arguments.smoke else (400, 1000)
+    iterations = (20, 20) if arguments.smoke else (400, 1000)
     result, reaction, field = run(arguments.seed, iterations)
     arguments.output.mkdir(parents=True, exist_ok=True)
     path = arguments.output / "fisher_kpp.png"
@@ -138,6 +138,7 @@ def main():
     p = result.minimizer
     print("stencil:", np.round((p["scale"] * p["stencil"]).numpy(), 4), "for 6.25 (1, -2, 1)")
     print(f"  {path}")
+    return result
 
 
 if __name__ == "__main__":

@@ -185,13 +185,13 @@ def draw(target, fields, path):
 
 
 def main():
-    """Command line."""
+    """Command line; returns the data, the forecast and the result of the fit."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("demo_output"))
     parser.add_argument("--smoke", action="store_true", help="a few iterations only")
     arguments = parser.parse_args()
-    smoke = {"collocation": (2, 1), "whole": 1} if arguments.smoke else {}
+    smoke = {"collocation": (200, 50), "whole": 1} if arguments.smoke else {}
     target, fields, result = run(arguments.seed, **smoke)
     arguments.output.mkdir(parents=True, exist_ok=True)
     path = arguments.output / "brusselator.png"
@@ -200,6 +200,7 @@ def main():
     error = np.sqrt(np.mean((fields - target) ** 2, axis=(1, 2, 3)))
     print(f"forecast from the start: root mean square at most {error.max():.3f}")
     print(f"  {path}")
+    return target, fields, result
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from keras_neuralde import arithmetic, components
 from keras_neuralde import slice_gradients as slice_gradients
 from keras_neuralde.sparsity import BandedJacobian
 
-#: Up to this size a Jacobian is written out row by row: XLA merges what the rows share.
+#: Up to this size a Jacobian is written out column by column: XLA merges what these share.
 _UNROLLED = 8
 
 
@@ -198,20 +198,14 @@ class Field:
             `(trajectories, n, n)` tensor; and a `(rows, width)` tensor, or `None` for fields that
             do not read the time.
         """
-        z, time = self.split(y), self._time(t, y)
-        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
-            tape.watch([z, time])
-            out = self.split(self._evaluate(time, self.join(z), theta))
-            n = self._layout.width
-            outs = tf.unstack(out, num=n, axis=1) if n <= _UNROLLED else []
-        autonomous = tape.gradient(out, time) is None
-        rate = None if autonomous else self._time_derivative(time, y, theta)
+        z, time, n = self.split(y), self._time(t, y), self._layout.width
+        rate = self.rate(t, y, theta)
         if self.implicit.jacobian is not None:
             return self._given_jacobian(time, y, theta), rate
         if n <= _UNROLLED:
-            return [_or_zeros(tape.gradient(part, z), z) for part in outs], rate
+            return self._by_columns(time, z, theta), rate
         if self.implicit.sparsity is not None:
-            return self._coloured(tape, z, out), rate
+            return self._coloured(time, z, theta), rate
         return self._dense(time, z, theta), rate
 
     def _time_derivative(self, time, y, theta):
@@ -267,34 +261,69 @@ class Field:
         packed.set_shape(b.shape)
         return packed
 
+    def _by_columns(self, time, z, theta):
+        """Column by column: the derivative along a component, as that of what is pulled to it."""
+        n = self._layout.width
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as outer:
+            weights, pulled = self._pulled(outer, time, z, theta)
+            parts = tf.unstack(pulled, num=n, axis=1)
+        columns = [_or_zeros(outer.gradient(part, weights), weights) for part in parts]
+        columns = [tf.unstack(column, num=n, axis=1) for column in columns]
+        return [tf.stack(row, axis=1) for row in zip(*columns, strict=True)]
+
+    def _pulled(self, outer, time, z, theta):
+        """Weights of zero, and the transposed Jacobian times them, for the tape `outer`."""
+        weights = tf.zeros_like(z)
+        outer.watch(weights)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(z)
+            out = self.split(self._evaluate(time, self.join(z), theta))
+        return weights, _or_zeros(tape.gradient(out, z, output_gradients=weights), z)
+
     def _dense(self, time, z, theta):
+        """All rows at once, by reverse mode: columns would have to be transposed."""
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(z)
             out = self.split(self._evaluate(time, self.join(z), theta))
         return tape.batch_jacobian(out, z)
 
-    def _coloured(self, tape, z, out):
-        """Rows without a common column share one pull-back.
+    def _coloured(self, time, z, theta):
+        """Columns without a common row share one push, or rows without a common column one pull.
 
-        The idea is that of Curtis, Powell & Reid, "On the estimation of sparse Jacobian matrices",
-        IMA Journal of Applied Mathematics 13, 1974, for rows instead of columns.
+        Whichever takes fewer products. The idea is that of Curtis, Powell & Reid, "On the
+        estimation of sparse Jacobian matrices", IMA Journal of Applied Mathematics 13, 1974, for
+        columns; products with the transposed matrix can do the same for rows.
         """
         sparsity = self.implicit.sparsity
-        colours = colour_rows(sparsity)
-        groups = []
-        for colour in range(colours.max() + 1):
-            members = tf.constant(colours == colour, z.dtype)
-            weights = tf.zeros_like(out) + members
-            groups.append(_or_zeros(tape.gradient(out, z, output_gradients=weights), z))
+        by_rows, by_columns = colour_rows(sparsity), colour_rows(sparsity.T)
+        reverse = by_rows.max() < by_columns.max()
+        colours = by_rows if reverse else by_columns
+        seeds = [
+            tf.constant(colours == colour, z.dtype) + tf.zeros_like(z)
+            for colour in range(colours.max() + 1)
+        ]
+        if reverse:
+            with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+                tape.watch(z)
+                out = self.split(self._evaluate(time, self.join(z), theta))
+            groups = [_or_zeros(tape.gradient(out, z, output_gradients=w), z) for w in seeds]
+        else:
+            with tf.GradientTape(persistent=True, watch_accessed_variables=False) as outer:
+                weights, pulled = self._pulled(outer, time, z, theta)
+            groups = [
+                _or_zeros(outer.gradient(pulled, weights, output_gradients=x), z) for x in seeds
+            ]
         compressed = tf.stack(groups, axis=1)
-        band = self.implicit.band
+        band, n = self.implicit.band, self._layout.width
         if band is not None:
-            n = self._layout.width
             flat = tf.reshape(compressed, (-1, compressed.shape[1] * n))
-            entries = tf.gather(flat, colours[band.rows] * n + band.columns, axis=1)
+            lines, places = (band.rows, band.columns)[:: 1 if reverse else -1]
+            entries = tf.gather(flat, colours[lines] * n + places, axis=1)
             entries = entries * tf.constant(band.mask, z.dtype)
             return BandedJacobian(tf.transpose(entries, [1, 2, 0, 3, 4]), band)
-        return tf.gather(compressed, colours, axis=1) * tf.constant(sparsity, z.dtype)
+        lines = tf.gather(compressed, colours, axis=1)
+        lines = lines if reverse else tf.linalg.matrix_transpose(lines)
+        return lines * tf.constant(sparsity, z.dtype)
 
     def _given_jacobian(self, time, y, theta):
         arguments = [time, *tf.nest.flatten(self._unpack(y)), *self._parameters(theta)]

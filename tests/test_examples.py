@@ -37,8 +37,31 @@ def float_type():
 @pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py")))
 def test_smoke(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [name, "--smoke", "--output", str(tmp_path)])
-    load(name).main()
+    found = load(name).main()
     assert list(tmp_path.glob("*.png")), capsys.readouterr().out
+    if name in SMALL:
+        SMALL[name](found)
+
+
+def fisher_kpp_begins(result):
+    """The sum of squares was 116; 40 of 1400 iterations take it below a twentieth."""
+    assert result.minimum < 6.0, result
+    assert abs(float(np.sum(result.minimizer["stencil"]))) < 0.1
+
+
+def brusselator_begins(found):
+    """A short collocation finds most of the reaction: the forecast follows for a time unit."""
+    target, fields, result = found
+    assert np.all(np.isfinite(fields)) and result.minimum < np.var(target), result
+    error, moved = (
+        np.sqrt(np.mean((fields[:11] - other) ** 2, axis=(1, 2, 3)))
+        for other in (target[:11], target[0])
+    )
+    assert moved[-1] > 1.0 and error.max() < 0.5 * moved[-1], (error, moved)
+
+
+#: What small runs of the examples show that need minutes as a whole.
+SMALL = {"20_fisher_kpp": fisher_kpp_begins, "22_brusselator": brusselator_begins}
 
 
 def test_spiral_data():
@@ -324,6 +347,19 @@ def test_reaction_and_stencil_are_learned():
     np.testing.assert_allclose(p["scale"] * p["stencil"], [6.25, -12.5, 6.25], rtol=0.01)
     u = np.linspace(0.0, 1.0, 21)
     np.testing.assert_allclose(reaction(u, p["weights"]), u * (1.0 - u), atol=0.01)
+
+
+@pytest.mark.slow
+def test_the_brusselator_gives_its_reaction_back():
+    """The waves solve exactly, and v's equation says what u²v was, but for its differences."""
+    example = load("22_brusselator")
+    b, s = np.random.default_rng(0).normal(size=(2, 16, 16)), np.array(0.3)
+    x = example.through_waves(np.array(0.0), None, s, b)
+    np.testing.assert_allclose(x - s * example.diffusion(0.0, x, None), b, atol=1e-12)
+    u, v, made = example.left_over(example.data())
+    exact = u * u * v
+    error = np.sqrt(np.mean((made - exact) ** 2))
+    assert error < 0.02 * np.std(exact), (error, np.std(exact))
 
 
 @long_run

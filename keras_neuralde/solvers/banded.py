@@ -27,7 +27,8 @@ class BlockTridiagonal:
 
         def eliminate(k, inverse, across, before, regular):
             pivot = tf.gather(diagonal, k) - _product(tf.gather(lower, k), before)
-            factors = GaussJordan(pivot)
+            # A pivot block that cancels is as singular as its entries are small beside these.
+            factors = GaussJordan(pivot, magnitude=tf.gather(diagonal, k))
             before = _product(factors.inverse, tf.gather(upper, k))
             regular &= factors.regular
             return (

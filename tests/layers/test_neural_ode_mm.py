@@ -46,14 +46,88 @@ def test_the_constraint_holds_and_the_network_moves_the_rest():
     assert plain.compute_output_shape((2, 3)) == layer.compute_output_shape((2, 3)) == (2, 2, 3)
 
 
+@keras.saving.register_keras_serializable(package="tests")
+def curved(y):
+    """Two constraints on four components: y2 = y0 y1 and y3 = sin y0 - y2²."""
+    a, b, c, d = (y[:, i : i + 1] for i in range(4))
+    return keras.ops.concatenate([c - a * b, d - keras.ops.sin(a) + c * c], -1)
+
+
+def make_curved(**keywords):
+    """The layer in float64, and states that satisfy its constraints."""
+    keras.utils.set_random_seed(1)
+    double = {"dtype": "float64"}
+    rates = keras.Sequential(
+        [keras.layers.Dense(8, "tanh", **double), keras.layers.Dense(2, **double)]
+    )
+    mass = np.diag([1.0, 1.0, 0.0, 0.0])
+    layer = nde.NeuralODEMM(rates, curved, (0.0, 1.0), mass, **double, **keywords)
+    a, b = np.random.default_rng(0).uniform(-1.0, 1.0, (2, 5))
+    return layer, np.stack([a, b, a * b, np.sin(a) - (a * b) ** 2], axis=1)
+
+
+def violation(y):
+    """The largest residual of `curved` at any time of any row."""
+    return np.abs(curved(np.reshape(y, (-1, 4)))).max()
+
+
+@pytest.mark.parametrize(
+    ("solver", "tolerances"), [("rodas5p", (1e-4, 1e-8)), ("kvaerno3", (1e-6,))]
+)
+def test_constraints_hold_at_every_save_point(solver, tolerances):
+    """The residual stays at the order of the tolerance, and falls with it.
+
+    A component may be wrong by atol + rtol |y|, up to twice the tolerance, a residual adds up to
+    four of them, and between the ends of steps stands an interpolant.
+    """
+    times = np.linspace(0.0, 1.0, 21)
+    for tolerance in tolerances:
+        keywords = {"saveat": times, "rtol": tolerance, "atol": tolerance}
+        layer, y0 = make_curved(solver=solver, **keywords)
+        y = layer(y0).numpy()
+        assert y.shape == (5, 21, 4) and np.abs(y[:, -1] - y0).max() > 0.1
+        assert violation(y) <= 20.0 * tolerance, violation(y)
+        ends = violation(y[:, [0, -1]])
+        assert ends <= 10.0 * tolerance, ends
+
+
+def test_gradients_of_the_weights_against_finite_differences():
+    """Each weight array along a random direction, through nonlinear constraints and save points."""
+    keywords = {"saveat": [0.35, 1.0], "dt0": 0.1, "controller": "constant"}
+    layer, y0 = make_curved(**keywords)
+    weigh = np.random.default_rng(1).normal(size=(5, 2, 4))
+
+    def loss():
+        return tf.reduce_sum(tf.sin(layer(y0)) * weigh)
+
+    with tf.GradientTape() as tape:
+        value = loss()
+    gradients = tape.gradient(value, layer.trainable_variables)
+    random = np.random.default_rng(2)
+    for weight, gradient in zip(layer.trainable_variables, gradients, strict=True):
+        before, direction = weight.numpy(), random.normal(size=weight.shape)
+        ends = []
+        for step in (1e-5, -1e-5):
+            weight.assign(before + step * direction)
+            with tf.GradientTape():  # the same program as above
+                ends.append(float(loss()))
+        weight.assign(before)
+        expected = (ends[0] - ends[1]) / 2e-5
+        np.testing.assert_allclose(np.sum(gradient * direction), expected, rtol=1e-6, atol=1e-8)
+
+
 def test_training_and_a_start_off_the_constraint():
+    """A target that the layer can meet is approached, and the constraint goes on to hold."""
     model = keras.Sequential([keras.Input((3,)), make()])
-    model.compile("adam", "mse", jit_compile=True)
-    target = np.array([[0.5, 0.2, 0.3]] * 2, np.float32)
-    history = model.fit(Y0, target, epochs=5, verbose=0).history["loss"]
-    assert history[-1] < history[0]
-    off = model.predict(np.array([[1.0, 0.5, 0.0]], np.float32), verbose=0)
-    assert np.all(np.isnan(off))
+    model.compile(keras.optimizers.Adam(0.03), "mse", jit_compile=True)
+    target = np.array([[0.5, 0.2, 0.3], [0.3, 0.4, 0.3]], np.float32)
+    history = model.fit(Y0, target, epochs=60, verbose=0).history["loss"]
+    assert history[-1] < 0.05 * history[0], (history[0], history[-1])
+    last = model.predict(Y0, verbose=0)
+    np.testing.assert_allclose(last.sum(axis=-1), 1.0, atol=1e-5)
+    off = model.predict(np.array([[1.0, 0.5, 0.0], Y0[1]], np.float32), verbose=0)
+    assert np.all(np.isnan(off[0]))
+    np.testing.assert_allclose(off[1], last[1], rtol=1e-6)
 
 
 def test_a_constraint_with_weights_gets_their_gradient():
@@ -68,11 +142,20 @@ def test_a_constraint_with_weights_gets_their_gradient():
 
 
 def test_saving(tmp_path):
-    model = keras.Sequential([keras.Input((3,)), make()])
-    expected = model.predict(Y0, verbose=0)
-    model.save(tmp_path / "model.keras")
-    again = keras.models.load_model(tmp_path / "model.keras")
-    np.testing.assert_allclose(again.predict(Y0, verbose=0), expected, rtol=1e-5)
+    """A model that was trained a little; a constraint that is a function, and one with weights."""
+    for constraints in (conserved, Scaled()):
+        model = keras.Sequential([keras.Input((3,)), make(constraints)])
+        for weight in model.trainable_variables:
+            weight.assign(weight + 0.01)
+        if constraints is not conserved:
+            constraints.total.assign(1.0)
+        expected = model.predict(Y0, verbose=0)
+        model.save(tmp_path / "model.keras")
+        again = keras.models.load_model(tmp_path / "model.keras")
+        np.testing.assert_array_equal(again.predict(Y0, verbose=0), expected)
+        assert again.layers[-1].get_config()["mass_matrix"] == MASS
+        for one, other in zip(again.weights, model.weights, strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize(

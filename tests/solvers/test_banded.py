@@ -80,3 +80,16 @@ def test_a_singular_block_is_told():
 def test_when_blocks_would_not_pay():
     assert find_band(np.ones((60, 60), bool)) is None
     assert find_band(np.eye(12, dtype=bool)) is None
+
+
+def test_singular_up_to_rounding():
+    """W = -s L of a ring, whose rows add up to zero but for rounding, beside I - s L."""
+    n = 45
+    ring = np.eye(n)
+    ring = np.roll(ring, 1, 0) - 2.0 * ring + np.roll(ring, -1, 0)
+    band = find_band(ring != 0.0)
+    scale = np.array([[0.3], [0.3], [3e4], [3e4]])
+    shift = np.array([1.0, 0.0, 1.0, 0.0])[:, None, None] * np.eye(n) / scale[:, :, None]
+    entries = blocks_of(3.7 * ring + shift, band)
+    matrix = BlockTridiagonal(BandedJacobian(entries, band), tf.constant(scale))
+    assert matrix.regular.numpy().tolist() == [False, True, False, True]

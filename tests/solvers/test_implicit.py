@@ -9,6 +9,7 @@ from keras_neuralde.fields import colour_rows
 from keras_neuralde.tableaus import ESDIRK, ROSENBROCK
 from tests import problems
 from tests.adjoints.test_discrete import central_differences, check
+from tests.stiff_problems import PROBLEMS
 
 METHODS = pytest.mark.parametrize("name", [*ROSENBROCK, *ESDIRK])
 
@@ -129,6 +130,25 @@ class TestJacobians:
         as_sparse = problem.remake(jac_sparsity=sparse.csr_array(ring_pattern(12)))
         np.testing.assert_array_equal(nde.solve(as_sparse, "rosenbrock23").y, plain.y)
 
+    @pytest.mark.parametrize("line", ["row", "column"])
+    def test_a_full_row_and_a_full_column_take_few_products(self, line):
+        """Forward mode for patterns with a full column, reverse mode for those with a full row."""
+        n = 24
+        pattern = np.eye(n)
+        pattern[:, 0] = 1.0
+        pattern = pattern if line == "column" else pattern.T
+        weights = tf.constant(pattern * np.random.default_rng(0).normal(size=(n, n)))
+
+        def field(t, y, p):
+            return -y + 0.1 * tf.linalg.matvec(weights, tf.sin(y))
+
+        problem = nde.ODEProblem(field, ring_state(1, n)[0], (0.0, 1.0))
+        plain = nde.solve(problem, "rosenbrock23")
+        sparse = nde.solve(problem.remake(jac_sparsity=pattern), "rosenbrock23")
+        np.testing.assert_allclose(sparse.y, plain.y, rtol=1e-9, atol=1e-12)
+        products = [colour_rows(p).max() + 1 for p in (pattern, pattern.T)]
+        assert sorted(products) == [2, n]
+
     def test_colours(self):
         pattern = ring_pattern(12)
         colours = colour_rows(pattern)
@@ -140,7 +160,11 @@ class TestJacobians:
     @pytest.mark.parametrize(
         ("name", "way", "n"),
         [
+            ("rodas5p", "automatic", 6),
             ("rodas5p", "automatic", 12),
+            ("rodas5p", "automatic", 30),
+            ("trbdf2", "automatic", 30),
+            ("rodas5p", "full row", 12),
             ("rodas5p", "jacobian", 3),
             ("rodas5p", "jac_sparsity", 12),
             ("rodas5p", "jac_sparsity", 40),
@@ -153,6 +177,8 @@ class TestJacobians:
             "automatic": {},
             "jacobian": {"jacobian": ring_jacobian},
             "jac_sparsity": {"jac_sparsity": ring_pattern(n)},
+            # More than there is: rows then take fewer products than columns.
+            "full row": {"jac_sparsity": ring_pattern(n) + np.eye(n)[:, :1]},
         }[way]
 
         def loss(y0, p):
@@ -305,6 +331,37 @@ class TestFailure:
         )
         with pytest.raises(nde.SolveError, match="singular"):
             nde.solve(problem, "rodas5p")
+
+    @pytest.mark.parametrize("n", [3, 5])
+    @pytest.mark.parametrize("name", ["rodas5p", "kvaerno3"])
+    def test_a_matrix_singular_up_to_rounding_is_named(self, name, n):
+        """Two algebraic equations that say the same, in units of their own; constant steps."""
+        repeated = np.linspace(0.1, 0.7, n)
+        rows = np.stack([repeated, repeated / 3.0 * 1e-6])
+
+        def field(t, y, p):
+            return tf.concat([-y[: n - 2], tf.linalg.matvec(rows, y - 1.0)], 0)
+
+        mass = np.diag([1.0] * (n - 2) + [0.0, 0.0])
+        problem = nde.ODEProblem(field, np.ones(n), (0.0, 1.0), mass_matrix=mass)
+        keywords = {"dt0": 0.1, "controller": "constant", "throw": False}
+        assert nde.solve(problem, name, **keywords).status == nde.Status.SINGULAR_MATRIX
+
+    @pytest.mark.parametrize("unit", [1.0, 1e-12, 1e12])
+    @pytest.mark.parametrize("name", ["rodas5p", "kvaerno5"])
+    def test_units_are_no_sign_of_it(self, name, unit):
+        """Robertson's equations to 1e11 with a constraint in units of its own."""
+        case = PROBLEMS["robertson"]
+
+        def field(t, y, p):
+            dy = robertson(t, y, p)
+            return tf.concat([dy[:2], unit * (tf.reduce_sum(y, keepdims=True) - 1.0)], 0)
+
+        problem = nde.ODEProblem(
+            field, case.y0, (0.0, case.t1), RATES, mass_matrix=np.diag([1.0, 1.0, 0.0])
+        )
+        sol = nde.solve(problem, name, rtol=1e-8, atol=case.atol)
+        np.testing.assert_allclose(sol.y, case.y1, rtol=2e-5)
 
     def test_a_diverging_newton_iteration_is_named(self):
         problem = nde.ODEProblem(
