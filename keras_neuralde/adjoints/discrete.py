@@ -8,6 +8,7 @@ Memory is bounded. The forward pass keeps the carry at the start of segments in 
 slots; when they are full, every second one is dropped and the spacing doubles. The backward pass
 reruns one segment at a time from the nearest slot, leaving further carries in the slots that have
 become free, and replays the decisions (accept or reject, what happened) that the forward pass took.
+Where all turns are known to fit into one segment there is nothing to rerun, and no slots are kept.
 """
 
 import dataclasses
@@ -44,10 +45,15 @@ from keras_neuralde.solution import Status
 _BITS = 16
 # The default number of checkpoints, and what the records of a segment may take then, in bytes.
 _PLENTY, _SMALL = 64, 1 << 19
+# Up to so many turns for each checkpoint are recorded in one piece, where their number is known.
+# The record of a turn is smaller than a checkpoint, so that memory stays about the same.
+_AT_ONCE = 4
 
 
 class Trail(NamedTuple):
     """What the backward pass needs of the forward one.
+
+    Without slots there is one segment, and the ring holds all that is needed.
 
     Attributes:
         ring: the records of the last segment.
@@ -61,10 +67,10 @@ class Trail(NamedTuple):
 
     ring: Ring
     turns: tf.Tensor
-    segments: tf.Tensor
-    slots: Carry
-    decisions: tf.Tensor
-    stride: tf.Tensor
+    segments: tf.Tensor | tuple = ()
+    slots: Carry | tuple = ()
+    decisions: tf.Tensor | tuple = ()
+    stride: tf.Tensor | tuple = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,14 +85,16 @@ class Discrete(Adjoint):
     name = "discrete"
 
     def integrate(self, task, field, y0, terms):
-        segment = _turns_of_a_segment(task, y0)
+        once = task.turns is not None and task.turns <= _AT_ONCE * task.checkpoints
+        segment = task.turns if once else _turns_of_a_segment(task, y0)
         slopes = task.plan.saves and task.time_gradient
         own = repeating(task.plan, field, y0, terms.saves)
         plan = dataclasses.replace(own, segment=segment, save_slopes=slopes)
         checkpoints, time_gradient = task.checkpoints, task.time_gradient
 
         def forward(bound, g, y0):
-            outcome, trail = _forward(plan, g, y0, bound, checkpoints)
+            found = _forward_at_once if once else _forward
+            outcome, trail = found(plan, g, y0, bound, checkpoints)
             return outputs_of(outcome), (outcome, trail)
 
         def primal(bound, g, y0):
@@ -154,6 +162,17 @@ def _forward(plan, g, y0, terms, checkpoints):
     )
     outputs = put_together(outputs) if apart else outputs
     return finish(plan, carry, outputs, terms), trail
+
+
+def _forward_at_once(plan, g, y0, terms, checkpoints):
+    """`_forward` for a number of turns that is known to fit into one segment."""
+    carry, outputs = begin(plan, g, y0, terms)
+    apart = plan.repeats and components.pays(g, carry.y)
+    outputs = taken_apart(outputs) if apart else outputs
+    carry, ring, turns = run_segment(plan, g, terms, carry, empty_ring(plan, carry, plan.segment))
+    outputs = collect(plan, g, terms, ring, turns, outputs)
+    outputs = put_together(outputs) if apart else outputs
+    return finish(plan, carry, outputs, terms), Trail(ring, turns)
 
 
 def _make_room(trail, checkpoints):
@@ -296,6 +315,8 @@ class Backward:
         Returns:
             The `_Walk` at the start.
         """
+        if not trail.slots:
+            return self._walk_back(trail.ring, trail.turns, walk, theta, y_bar, save_rate)
         last = trail.segments - 1
         positions = tf.range(self.checkpoints + 1) * trail.stride
         top = last // trail.stride
