@@ -234,7 +234,8 @@ def noise_rows():
         "keras_neuralde": "here",
         "scan": "a plain compiled loop, noise drawn before",
         "diffrax": "diffrax, `VirtualBrownianTree`",
-        "diffrax_unsafe": "diffrax, `UnsafeBrownianPath`",
+        "diffrax_unsafe": "diffrax, `UnsafeBrownianPath` (no gradient)",
+        "diffrax_drawn": "diffrax, a path of one's own, increments drawn before",
         "torchsde": "torchsde",
     }
     return _times("stochastic", names)

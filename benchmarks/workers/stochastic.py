@@ -96,8 +96,8 @@ def diffrax(case, path="tree"):
 
     steps, batched = case["steps"], case["field"] != "scalar"
     h = 1.0 / steps
-    unsafe = diffrax.DirectAdjoint() if case["gradient"] else diffrax.ForwardMode()
-    adjoint = unsafe if path == "unsafe" else diffrax.RecursiveCheckpointAdjoint()
+    unsafe = path == "unsafe"
+    adjoint = diffrax.ForwardMode() if unsafe else diffrax.RecursiveCheckpointAdjoint()
 
     class Drawn(diffrax.AbstractPath):
         """Increments of equal steps."""
@@ -112,7 +112,7 @@ def diffrax(case, path="tree"):
     def noise_of(shape, key):
         if path == "tree":
             return diffrax.VirtualBrownianTree(0.0, 1.0, 0.5 * h, shape, key)
-        if path == "unsafe":
+        if unsafe:
             return diffrax.UnsafeBrownianPath(shape, key)
         return Drawn(jax.random.normal(key, (steps, *shape)) * h**0.5)
 
@@ -158,7 +158,7 @@ def diffrax(case, path="tree"):
 
 
 def diffrax_unsafe(case):
-    """The same with `UnsafeBrownianPath`, for fixed steps; its gradient by `DirectAdjoint`."""
+    """The same with `UnsafeBrownianPath`: for fixed steps, and refused by reverse mode."""
     return diffrax(case, "unsafe")
 
 
