@@ -137,6 +137,13 @@ class TestSeeds:
         assert np.all(np.abs(layer(Y0, seed=9) - layer(Y0, seed=10)) > 1e-6)
         np.testing.assert_allclose(layer(Y0, seed=3), layer(Y0), rtol=1e-6)
 
+    def test_keras_decides_what_an_own_seed_is(self):
+        layers = []
+        for seed in (1, 1, 2):
+            keras.utils.set_random_seed(seed)
+            layers.append(geometric(seed=None).seed)
+        assert layers[0] == layers[1] != layers[2]
+
     def test_training_is_reproducible_and_the_generator_is_tracked(self):
         runs = []
         for _ in range(2):

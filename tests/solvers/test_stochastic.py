@@ -615,6 +615,7 @@ def matrix(t, y, p):
     [
         ({"g": lambda t, y, p: y[:, :1]}, "sosri", {}, "shape of y"),
         ({"g": matrix}, "sosri", {}, "shape of y"),
+        ({"g": lambda t, y, p: None}, "sosri", {}, "shape of y.*is a `return` missing"),
         ({"g": lambda t, y, p: y, "noise": "general"}, "lamba_em", {}, "noise_dim"),
         ({"g": matrix, "noise": "general", "noise_dim": 2}, "lamba_em", {}, "noise_dim"),
         ({"noise": "additive"}, "sra1", {}, "does not depend on y"),
@@ -660,6 +661,8 @@ def test_determinism_wants_a_seed(monkeypatch):
     monkeypatch.setattr(stochastic, "op_determinism_is_enabled", lambda: True)
     with pytest.raises(ValueError, match="give this solve a `seed`"):
         nde.solve(plain(), batch_ndims=1)
+    with pytest.raises(ValueError, match="give this solve a `seed`"):
+        nde.solve_ensemble(plain(y0=np.ones(2)), 3)
     nde.solve(plain(), batch_ndims=1, seed=1)
 
 
