@@ -45,7 +45,7 @@ def _gradient(op, bar):
     narrow = columns is not None and 1 < columns <= MOST
     if not _quick.get() or transposed or not narrow or not a.dtype.is_floating:
         return _plain(op, bar)
-    pairs = zip(tf.unstack(bar, axis=1), tf.unstack(b, axis=1), strict=True)
+    pairs = zip(*(tf.unstack(x, num=columns, axis=1) for x in (bar, b)), strict=True)
     a_bar = tf.add_n([c[:, None] * weights for c, weights in pairs])
     # Taken apart and put together: a transposition XLA would take back into the product.
     b_bar = tf.stack(tf.unstack(tf.matmul(bar, a, transpose_a=True), num=columns), axis=1)
