@@ -28,7 +28,14 @@ CASES = {
     ),
 }
 # The tools in whose environments they live.
-PEERS = {"diffrax": "diffrax", "diffrax_unsafe": "diffrax", "torchsde": "torchdiffeq"}
+PEERS = {
+    "diffrax": "diffrax",
+    "diffrax_unsafe": "diffrax",
+    "diffrax_drawn": "diffrax",
+    "torchsde": "torchdiffeq",
+}
+# diffrax refuses: "Cannot reverse-mode autodifferentiate when using `UnsafeBrownianPath`", whatever
+# the adjoint. `diffrax_drawn` is what remains to those who want its speed and a gradient.
 WITHOUT_GRADIENT = ("diffrax_unsafe",)
 
 

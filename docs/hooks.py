@@ -234,7 +234,8 @@ def noise_rows():
         "keras_neuralde": "here",
         "scan": "a plain compiled loop, noise drawn before",
         "diffrax": "diffrax, `VirtualBrownianTree`",
-        "diffrax_unsafe": "diffrax, `UnsafeBrownianPath`",
+        "diffrax_unsafe": "diffrax, `UnsafeBrownianPath` (no gradient)",
+        "diffrax_drawn": "diffrax, a path of one's own, increments drawn before",
         "torchsde": "torchsde",
     }
     return _times("stochastic", names)
@@ -261,14 +262,15 @@ def _times(name, names):
 
 def stochastic_rows():
     """The rows of the methods for stochastic equations."""
-    yield "| Name | Strong order | Additive noise | Weak | Integral | Noise | Steps | Source |"
+    yield "| Name | Strong order | Weak | Additive noise | Integral | Noise | Steps | Source |"
     yield "|---|---|---|---|---|---|---|---|"
     for method in STOCHASTIC.values():
         cells = [
             f"`{method.name}`",
             method.strong_order,
-            method.strong_order_additive or method.strong_order,
             method.weak_order,
+            f"{method.strong_order_additive or method.strong_order}, "
+            f"{method.weak_order_additive or method.weak_order}",
             ", ".join(method.interpretations),
             ", ".join(method.noises),
             "fixed" if method.error_order is None else "adaptive",

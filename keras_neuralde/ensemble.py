@@ -16,7 +16,7 @@ from keras_neuralde.checks import (
     check_keywords,
     check_whole,
 )
-from keras_neuralde.equations import TrajectorySeeds
+from keras_neuralde.equations import TrajectorySeeds, refuse_missing_seed
 from keras_neuralde.events import as_events
 from keras_neuralde.execution import programs, tape_is_active
 from keras_neuralde.jumps import JumpProblem
@@ -236,6 +236,8 @@ def solve_ensemble(
             f"Received shape: {shape}"
         )
     timed = len(shape) == 1
+    if seed is None and isinstance(problem, (SDEProblem, JumpProblem)):
+        refuse_missing_seed()
     fresh = int(np.random.default_rng().integers(2**31)) if seed is None else seed
     work = _Work(problem, trajectories, solver, vary, batch_size, timed, options)
     if strategy is not None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from keras_neuralde import controllers, values
 from keras_neuralde.adjoints.base import Task
 from keras_neuralde.adjoints.recorded import integrate_densely
 from keras_neuralde.consistency import is_consistent
@@ -140,7 +141,7 @@ def trace(lifted, settings, layout, inputs, shape, gradient):
         y, control, record = _integrate_densely(field, y0, terms, settings, shape, bound.stops)
         log = []
     else:
-        y, *log, control = _integrate(bound, settings, shape, gradient)
+        y, *log, control = _integrate(bound, settings, shape, gradient, inputs)
         record = _log(log, layout, bound.batch_dims)
     return _answer(settings, layout, inputs, bound, y, control, log=log) | record
 
@@ -309,7 +310,7 @@ def _plan(settings, shape, segment, happenings=None):
     )
 
 
-def _integrate(bound, settings, shape, gradient):
+def _integrate(bound, settings, shape, gradient, inputs):
     """The states, what happened, and the control block.
 
     They come through the adjoint where a gradient may be asked for.
@@ -322,8 +323,25 @@ def _integrate(bound, settings, shape, gradient):
         return outputs_of(integrate(plan, field.bind(field.theta), y0, terms))
     expected = gradient is Gradient.EXPECTED
     moving = shape.time_gradient or (happenings is not None and happenings.moves_times)
-    task = Task(plan, settings.checkpoints, settings.max_record, moving, expected)
+    turns = _most_turns(plan, inputs)
+    task = Task(plan, settings.checkpoints, settings.max_record, moving, expected, turns)
     return settings.adjoint.integrate(task, field, y0, terms)
+
+
+def _most_turns(plan, inputs):
+    """The most turns of a loop whose steps are equal and nothing cuts; `None` if not known."""
+    if not isinstance(plan.controller, controllers.Constant):
+        return None
+    # Implicit methods may try a step again.
+    if plan.stops or plan.happenings is not None or plan.solver.implicit:
+        return None
+    known = [values.known(inputs[name]) for name in ("t0", "t1", "dt0")]
+    if any(value is None for value in known):
+        return None
+    start, end, step = (np.asarray(value, np.float64) for value in known)
+    turns = np.max(np.abs(end - start), initial=0.0) / step if step > 0.0 else np.inf
+    # One more than rounding could make it.
+    return int(np.ceil(turns)) + 1 if turns < 1e6 else None
 
 
 def _integrate_densely(field, y0, terms, settings, shape, stops=None):

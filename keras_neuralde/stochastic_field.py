@@ -45,6 +45,11 @@ class StochasticFunctions:
             with tf.GradientTape() as tape:
                 tape.watch(y)
                 out = self.g(t, y, p)
+            if any(leaf is None for leaf in tf.nest.flatten(out)):
+                raise ValueError(
+                    f"noise={self.noise!r}: g(t, y, p) must return {NOISES[self.noise]}. "
+                    f"Received: {out}; is a `return` missing?"
+                )
             if self.noise == "additive":
                 bars = tape.gradient(out, tf.nest.flatten(y))
                 if any(bar is not None for bar in bars):

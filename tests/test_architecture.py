@@ -12,6 +12,7 @@ FLOORS = (
     (
         "values",
         "slice_gradients",
+        "narrow_products",
         "checks",
         "bounds",
         "programs",

@@ -183,6 +183,13 @@ def test_stochastic_equations_run_and_agree():
     assert record["cases"]["scalar"]["tools"]["scan"]["ratio"] > 0
 
 
+def test_the_parts_of_a_stochastic_solve():
+    from benchmarks import noise_floor
+
+    found = noise_floor.main(["--smoke"])
+    assert len(found) == 6 and min(found.values()) > 0.0, found
+
+
 @pytest.mark.slow
 def test_scaling_runs(tmp_path):
     path = tmp_path / "scaling.json"

@@ -8,6 +8,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 #: Whether to run what takes a minute and more: `TEST_WHOLE=1 make test`.
@@ -305,6 +306,30 @@ def test_moments_lead_to_the_parameters():
         assert example.distance(found.minimizer) < 0.02
 
 
+@long_run
+@pytest.mark.slow
+def test_moments_lead_to_the_parameters_as_near_as_the_page_says():
+    """The whole run, over three sets of data; a published fit ended 2.7% away."""
+    example = load("12_fit_from_moments")
+    found = [
+        example.distance(example.run(example.truth(seed=2024 + seed)).minimizer)
+        for seed in range(3)
+    ]
+    assert max(found) < 0.0065, found
+
+
+@pytest.mark.slow
+def test_noisy_populations_are_held_near_one():
+    """What is left on new paths; rates that ignore noise leave about 12."""
+    example = load("11_stochastic_control")
+    best = example.run().minimizer
+    losses = [
+        float(example.loss(tf.constant(p, tf.float64), tf.constant([1, 1]), 200))
+        for p in (example.START, best, np.ones(4))
+    ]
+    assert losses[0] > 5000.0 and losses[1] < 20.0 and losses[2] < 15.0, losses
+
+
 @pytest.mark.slow
 def test_the_noisy_oscillator_is_controlled_about_as_well_as_can_be():
     example = load("14_noisy_oscillator")
@@ -316,10 +341,18 @@ def test_the_noisy_oscillator_is_controlled_about_as_well_as_can_be():
 
 @pytest.mark.slow
 def test_the_neural_sde_learns_the_moments():
+    """By a factor of 200 and more on paths that training never saw, as the page says."""
     example = load("13_neural_sde")
-    _, _, before, after, data = example.run()
-    assert example.loss(before, data) > 100.0
-    assert example.loss(after, data) < 3.0
+    for seed in range(3 if WHOLE else 1):
+        _, _, before, after, data = example.run(seed)
+        before, after = float(example.loss(before, data)), float(example.loss(after, data))
+        assert after < 2.0 and after < before / 200.0, (seed, before, after)
+
+
+def test_a_few_steps_of_the_neural_sde_help():
+    example = load("13_neural_sde")
+    _, _, before, after, data = example.run(stages=((10, 40),), held_out=200)
+    assert example.loss(after, data) < 0.1 * example.loss(before, data)
 
 
 @pytest.mark.slow

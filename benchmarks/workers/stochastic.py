@@ -88,23 +88,38 @@ def scan(case):
     return lambda: run(start, increments).numpy()
 
 
-def diffrax(case, tree=True):
+def diffrax(case, path="tree"):
     """diffrax: `Euler` with `VirtualBrownianTree`, its noise that can be differentiated through."""
     import diffrax
     import jax
     import jax.numpy as jnp
 
     steps, batched = case["steps"], case["field"] != "scalar"
-    adjoint = diffrax.RecursiveCheckpointAdjoint() if tree else diffrax.ForwardMode()
+    h = 1.0 / steps
+    unsafe = path == "unsafe"
+    adjoint = diffrax.ForwardMode() if unsafe else diffrax.RecursiveCheckpointAdjoint()
+
+    class Drawn(diffrax.AbstractPath):
+        """Increments of equal steps."""
+
+        increments: jax.Array
+        t0: float = 0.0
+        t1: float = 1.0
+
+        def evaluate(self, t0, t1=None, left=True, use_levy=False):
+            return self.increments[jnp.round(t0 * steps).astype(int)]
+
+    def noise_of(shape, key):
+        if path == "tree":
+            return diffrax.VirtualBrownianTree(0.0, 1.0, 0.5 * h, shape, key)
+        if unsafe:
+            return diffrax.UnsafeBrownianPath(shape, key)
+        return Drawn(jax.random.normal(key, (steps, *shape)) * h**0.5)
 
     def network(y, w):
         return jnp.tanh(y @ w[0] + w[1]) @ w[2] + w[3]
 
     def final(y0, p, key):
-        if tree:
-            brownian = diffrax.VirtualBrownianTree(0.0, 1.0, 0.5 / steps, y0.shape, key)
-        else:
-            brownian = diffrax.UnsafeBrownianPath(y0.shape, key)
         if batched:
             drift = diffrax.ODETerm(lambda t, y, p: network(y, p[0]))
 
@@ -116,9 +131,9 @@ def diffrax(case, tree=True):
             def diffusion(t, y, p):
                 return NOISE * y
 
-        noise = diffrax.ControlTerm(diffusion, brownian)
+        noise = diffrax.ControlTerm(diffusion, noise_of(y0.shape, key))
         return diffrax.diffeqsolve(
-            diffrax.MultiTerm(drift, noise), diffrax.Euler(), 0.0, 1.0, 1.0 / steps, y0, p,
+            diffrax.MultiTerm(drift, noise), diffrax.Euler(), 0.0, 1.0, h, y0, p,
             max_steps=steps + 1, adjoint=adjoint,
         ).ys[0]  # fmt: skip
 
@@ -143,8 +158,13 @@ def diffrax(case, tree=True):
 
 
 def diffrax_unsafe(case):
-    """The same with `UnsafeBrownianPath`: quick, for fixed steps, without gradients."""
-    return diffrax(case, tree=False)
+    """The same with `UnsafeBrownianPath`: for fixed steps, and refused by reverse mode."""
+    return diffrax(case, "unsafe")
+
+
+def diffrax_drawn(case):
+    """The same with a path of one's own: all increments of a solve, drawn before it."""
+    return diffrax(case, "drawn")
 
 
 def torchsde(case):
@@ -205,6 +225,7 @@ def main():
         "scan": scan,
         "diffrax": diffrax,
         "diffrax_unsafe": diffrax_unsafe,
+        "diffrax_drawn": diffrax_drawn,
         "torchsde": torchsde,
     }
     call = tools[tool](case)

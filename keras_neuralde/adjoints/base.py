@@ -18,6 +18,7 @@ class Task(NamedTuple):
         time_gradient: whether gradients with respect to the times are wanted.
         expected: whether a tape is recording; if not, a gradient may still be asked for, of a
             graph that was built before, and what it needs is then computed when it is.
+        turns: the most turns that the loop can take, where that is known; else `None`.
     """
 
     plan: Plan
@@ -25,6 +26,7 @@ class Task(NamedTuple):
     max_record: int
     time_gradient: bool
     expected: bool
+    turns: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

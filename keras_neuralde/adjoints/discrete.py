@@ -8,6 +8,7 @@ Memory is bounded. The forward pass keeps the carry at the start of segments in 
 slots; when they are full, every second one is dropped and the spacing doubles. The backward pass
 reruns one segment at a time from the nearest slot, leaving further carries in the slots that have
 become free, and replays the decisions (accept or reject, what happened) that the forward pass took.
+Where all turns are known to fit into one segment there is nothing to rerun, and no slots are kept.
 """
 
 import dataclasses
@@ -41,10 +42,15 @@ from keras_neuralde.solution import Status
 _BITS = 16
 # The default number of checkpoints, and what the records of a segment may take then, in bytes.
 _PLENTY, _SMALL = 64, 1 << 19
+# Up to so many turns for each checkpoint are recorded in one piece, where their number is known.
+# The record of a turn is smaller than a checkpoint, so that memory stays about the same.
+_AT_ONCE = 4
 
 
 class Trail(NamedTuple):
     """What the backward pass needs of the forward one.
+
+    Without slots there is one segment, and the ring holds all that is needed.
 
     Attributes:
         ring: the records of the last segment.
@@ -57,10 +63,10 @@ class Trail(NamedTuple):
 
     ring: Any
     turns: tf.Tensor
-    segments: tf.Tensor
-    slots: Any
-    decisions: tf.Tensor
-    stride: tf.Tensor
+    segments: tf.Tensor | tuple = ()
+    slots: Any = ()
+    decisions: tf.Tensor | tuple = ()
+    stride: tf.Tensor | tuple = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,17 +81,21 @@ class Discrete(Adjoint):
     name = "discrete"
 
     def integrate(self, task, field, y0, terms):
-        segment = _turns_of_a_segment(task, y0)
+        alone = _goes_alone(task, field, y0, terms)
+        # A trajectory alone takes turns for its save points too.
+        once = task.turns is not None and not alone
+        once = once and task.turns <= _AT_ONCE * task.checkpoints
+        segment = task.turns if once else _turns_of_a_segment(task, y0)
         slopes = task.plan.saves and task.time_gradient
         own = repeating(task.plan, field, y0, terms.saves)
         plan = dataclasses.replace(own, segment=segment, save_slopes=slopes)
         checkpoints, time_gradient = task.checkpoints, task.time_gradient
-        alone = _goes_alone(task, field, y0, terms)
         plan = dataclasses.replace(plan, repeats=True) if alone else plan
         turns_of = _TurnsAlone if alone else _Turns
 
         def forward(bound, g, y0):
-            outcome, trail = _forward(turns_of(plan, g, bound), y0, checkpoints)
+            integrated = _forward_at_once if once else _forward
+            outcome, trail = integrated(turns_of(plan, g, bound), y0, checkpoints)
             return outputs_of(outcome), (outcome, trail)
 
         def primal(bound, g, y0):
@@ -255,6 +265,13 @@ def _forward(turns, y0, checkpoints):
     return turns.end(carry, outputs), trail
 
 
+def _forward_at_once(turns, y0, checkpoints):
+    """`_forward` for a number of turns that is known to fit into one segment."""
+    carry, ring, outputs = turns.start(y0)
+    carry, ring, count, outputs = turns.run(carry, ring, outputs)
+    return turns.end(carry, outputs), Trail(ring, count)
+
+
 def _make_room(trail, checkpoints):
     """Drops every second slot when the next segment would need one too many."""
     if checkpoints == 1:
@@ -376,6 +393,8 @@ class Backward:
         Returns:
             The `_Walk` at the start.
         """
+        if isinstance(trail.slots, tuple) and not trail.slots:
+            return self._walk_back(trail.ring, trail.turns, walk, theta, y_bar, save_rate)
         last = trail.segments - 1
         positions = tf.range(self.checkpoints + 1) * trail.stride
         top = last // trail.stride

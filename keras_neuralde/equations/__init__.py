@@ -5,7 +5,11 @@ from keras_neuralde.equations.delayed import DelayEquation
 from keras_neuralde.equations.hybrid import HybridEquation
 from keras_neuralde.equations.ordinary import OrdinaryEquation
 from keras_neuralde.equations.split import SplitEquation
-from keras_neuralde.equations.stochastic import StochasticEquation, TrajectorySeeds
+from keras_neuralde.equations.stochastic import (
+    StochasticEquation,
+    TrajectorySeeds,
+    refuse_missing_seed,
+)
 from keras_neuralde.problems import DDEProblem, ODEProblem, SDEProblem, SplitODEProblem
 
 #: The kind of equation that each problem is.
@@ -32,4 +36,11 @@ def kind_of(problem):
     )
 
 
-__all__ = ["KINDS", "Context", "HybridEquation", "TrajectorySeeds", "kind_of"]
+__all__ = [
+    "KINDS",
+    "Context",
+    "HybridEquation",
+    "TrajectorySeeds",
+    "kind_of",
+    "refuse_missing_seed",
+]

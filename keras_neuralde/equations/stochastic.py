@@ -204,12 +204,17 @@ def words_of(seed, layout):
     return seed, None
 
 
-def _fresh_seed():
+def refuse_missing_seed():
+    """Raises where TensorFlow was told that every run must give the same numbers."""
     if op_determinism_is_enabled():
         raise ValueError(
             "tf.config.experimental.enable_op_determinism() asks for the same numbers in every "
             "run: give this solve a `seed`. Received: seed=None"
         )
+
+
+def _fresh_seed():
+    refuse_missing_seed()
     if tf.executing_eagerly():
         return tf.constant(np.random.default_rng().integers(-(2**31), 2**31, 2, dtype=np.int32))
     limits = {"minval": tf.int32.min, "maxval": tf.int32.max}

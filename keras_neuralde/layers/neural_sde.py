@@ -1,5 +1,6 @@
 """Layers whose output is the solution of a stochastic equation with neural drift and diffusion."""
 
+import random
 from typing import Any, Unpack
 
 import keras
@@ -233,7 +234,8 @@ class NeuralDSDE(StochasticLayer):
         solver: a solver name or object for stochastic equations. The integral is Itô's, unless the
             solver computes only Stratonovich's.
         trajectories: how many paths to draw from each input; `None` for one, without an axis.
-        seed: an integer; `None` draws one when the layer is made. It is part of the config.
+        seed: an integer; `None` draws one when the layer is made, the same after the same
+            `keras.utils.set_random_seed`. It is part of the config.
         saveat: `None` for the state at `t1`, or times within `t_span`.
         time_dependent: call the models with `[t, y]`, `t` of shape `(batch, 1)`.
         **keywords: keywords of `keras_neuralde.solve` and of `keras.layers.Layer`.
@@ -357,7 +359,8 @@ def _call_seed(seed):
 
 def _seed(seed):
     if seed is None:
-        return int(np.random.default_rng().integers(2**31))
+        # Where Keras draws its seeds, so that keras.utils.set_random_seed makes them the same.
+        return random.randint(1, 10**9)
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
         raise TypeError(f"`seed` must be an integer or None. Received: {seed!r}")
     return int(seed)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from keras_neuralde import components, narrow_products
 from keras_neuralde.interpolation import horner
 
 
@@ -44,7 +45,8 @@ class Step(NamedTuple):
 
 def pull_back(tape, targets, sources, cotangents):
     """`tape.gradient` with dense tensors, zeros where there is no connection."""
-    bars = tape.gradient(targets, sources, output_gradients=cotangents)
+    with narrow_products.quick(components.is_compiled()):
+        bars = tape.gradient(targets, sources, output_gradients=cotangents)
     return [
         tf.zeros_like(source) if bar is None else tf.convert_to_tensor(bar)
         for bar, source in zip(bars, sources, strict=True)

@@ -31,6 +31,7 @@ class StochasticSolver(Solver):
         noises: the kinds of noise that it can take.
         interpretations: the integrals that it computes.
         strong_order_additive: the strong order for additive noise, where it is higher.
+        weak_order_additive: the weak order for additive noise, where it is higher.
     """
 
     strong_order: float = 0.5
@@ -38,6 +39,7 @@ class StochasticSolver(Solver):
     noises: tuple = _ANY
     interpretations: tuple = ("ito",)
     strong_order_additive: float | None = None
+    weak_order_additive: float | None = None
     source: str = ""
 
     stochastic = True
@@ -100,7 +102,9 @@ class Milstein(StochasticSolver):
     """The Milstein method without derivatives of g (Milstein, 1974; Kloeden & Platen, 11.1).
 
     y1 = y + h f + g ΔW + ½ g'g I with I = ΔW² - |h| in the Itô sense and ΔW² in the Stratonovich
-    sense; g'g is a difference quotient over √|h|, a central one where I has a mean.
+    sense. g'g is a difference quotient over √|h| in the former; in the latter g'g ΔW is a central
+    difference over g ΔW, so that no drift appears where a component's diffusion reads others, whose
+    Brownian motions are independent of its own.
 
     Args:
         interpretation: set by `solve` from the problem.
@@ -133,14 +137,14 @@ class Milstein(StochasticSolver):
         if diffusion.shape.rank == 3:
             # Additive: there is nothing to correct.
             return plain, None
-        length = tf.abs(h)
-        root = tf.sqrt(length)
-        inverse = tf.math.divide_no_nan(tf.ones_like(root), root)
         if self.interpretation == "ito":
+            length = tf.abs(h)
+            root = tf.sqrt(length)
+            inverse = tf.math.divide_no_nan(tf.ones_like(root), root)
             slope = (g.diffusion(t, moved + root * diffusion) - diffusion) * inverse
             return plain + 0.5 * slope * (w * w - length), None
-        up, down = g.diffusion(t, y + root * diffusion), g.diffusion(t, y - root * diffusion)
-        return plain + 0.25 * (up - down) * inverse * w * w, None
+        ahead = 0.5 * times(diffusion, w)
+        return plain + 0.5 * (g.diffusion(t, y + ahead) - g.diffusion(t, y - ahead)) * w, None
 
 
 class EulerHeun(StochasticSolver):
@@ -176,6 +180,7 @@ class StochasticHeun(StochasticSolver):
     name = "stochastic_heun"
     order = 2
     strong_order_additive = 1.0
+    weak_order_additive = 2.0
     interpretations = ("stratonovich",)
     source = "Rümelin 1982"
 
@@ -235,7 +240,10 @@ class StabilityOptimizedSRI(StochasticSolver):
     order = 2
     error_order = 0.5
     strong_order = 1.5
-    weak_order = 2.0
+    # Not 2: the stages of the noise move by √|h|, whatever the noise is, so that expectations have
+    # an error of order h^2.5 in a step.
+    weak_order = 1.5
+    weak_order_additive = 2.0
     noises = ("diagonal", "scalar", "additive")
     tableau = SOSRI
     source = SOSRI.source
@@ -325,6 +333,7 @@ class ReversibleHeun(StochasticSolver):
     name = "reversible_heun"
     order = 2
     strong_order_additive = 1.0
+    weak_order_additive = 2.0
     interpretations = ("stratonovich",)
     copies = 2
     reversible = True

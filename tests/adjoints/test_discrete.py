@@ -4,6 +4,8 @@ With fixed steps the finite differences repeat the step sequence by construction
 are checked at tolerances of 1e-11, where the sequence no longer matters.
 """
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -441,3 +443,55 @@ class TestTrail:
         (plain,), (recording,) = loops(self.solve), loops(with_a_tape)
         # The trail adds its counters, slots and decisions to what the loop carries.
         assert len(recording.outputs) > len(plain.outputs)
+
+
+@pytest.mark.parametrize(
+    ("t_span", "saveat"),
+    [((1.0, -0.2), None), ((0.0, np.array([0.3, 1.0])), [0.1, 0.25, 0.3])],
+)
+def test_a_known_number_of_equal_steps_is_recorded_at_once(t_span, saveat):
+    """Whether the graph knows how many there are changes no number."""
+    y0, p = tf.constant([[0.5, 1.0], [0.3, -0.7]], tf.float64), tf.constant([0.7, 0.4], tf.float64)
+
+    def gradient(y0, p, dt0):
+        with tf.GradientTape() as tape:
+            tape.watch([y0, p])
+            problem = nde.ODEProblem(forced, y0, t_span, p)
+            sol = nde.solve(
+                problem, "heun", dt0=dt0, controller="constant", batch_ndims=1, saveat=saveat
+            )
+            loss = tf.reduce_sum(tf.where(tf.math.is_finite(sol.y), sol.y, 0.0) ** 3)
+        return [loss, *tape.gradient(loss, [y0, p]), sol.stats.num_steps, sol.status]
+
+    known = tf.function(lambda y0, p: gradient(y0, p, 0.03), autograph=False, jit_compile=True)
+    unknown = tf.function(gradient, autograph=False, jit_compile=True)
+    found = known(y0, p)
+    for one, other in zip(found, unknown(y0, p, tf.constant(0.03, tf.float64)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12)
+    np.testing.assert_array_equal(found[-1], 0)
+    assert np.all(np.abs(found[1]) > 1e-3)
+
+
+def test_a_known_number_of_steps_needs_no_checkpoints():
+    """The record is as long as the steps, and nothing else is kept of them, up to a limit."""
+
+    def largest(steps, checkpoints):
+        def gradient(y0):
+            with tf.GradientTape() as tape:
+                tape.watch(y0)
+                problem = nde.ODEProblem(lambda t, y, p: -y, y0, (0.0, 1.0))
+                y = nde.solve(
+                    problem, "heun", dt0=1.0 / steps, controller="constant", batch_ndims=1,
+                    checkpoints=checkpoints,
+                ).y  # fmt: skip
+                loss = tf.reduce_sum(y**2)
+            return tape.gradient(loss, y0)
+
+        program = tf.function(gradient, autograph=False, jit_compile=True)
+        y0 = tf.ones((7, 3), tf.float64)
+        text = program.experimental_get_compiler_ir(y0)(stage="optimized_hlo")
+        return max(int(size) for size in re.findall(r"f64\[(\d+),\d*,?7\b", text))
+
+    assert largest(100, 64) == 101
+    assert largest(1000, 64) == 65
+    assert largest(100, 8) < 20

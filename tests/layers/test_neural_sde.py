@@ -1,5 +1,6 @@
 """`NeuralDSDE` and `NeuralSDE` as a Keras user meets them."""
 
+import functools
 import json
 
 import keras
@@ -136,6 +137,13 @@ class TestSeeds:
         assert np.all(np.abs(layer(Y0, seed=9) - layer(Y0, seed=10)) > 1e-6)
         np.testing.assert_allclose(layer(Y0, seed=3), layer(Y0), rtol=1e-6)
 
+    def test_keras_decides_what_an_own_seed_is(self):
+        layers = []
+        for seed in (1, 1, 2):
+            keras.utils.set_random_seed(seed)
+            layers.append(geometric(seed=None).seed)
+        assert layers[0] == layers[1] != layers[2]
+
     def test_training_is_reproducible_and_the_generator_is_tracked(self):
         runs = []
         for _ in range(2):
@@ -184,6 +192,52 @@ class TestTraining:
         assert all(bar is not None and np.all(np.abs(bar) > 1e-6) for bar in bars)
         # The solution is linear in y0.
         np.testing.assert_allclose(bars[0], y / y0, rtol=1e-9)
+
+    @pytest.mark.parametrize("noise", ["diagonal", "general"])
+    def test_weight_gradients_are_those_of_the_paths(self, noise):
+        """Against central differences along the same paths, weight by weight."""
+        keras.utils.set_random_seed(7)
+
+        def network(outputs):
+            dense = functools.partial(keras.layers.Dense, dtype="float64")
+            return [dense(5, "tanh"), dense(outputs)]
+
+        common = {"trajectories": 3, "seed": 3, "saveat": [0.5, 1.0], "dtype": "float64", **FIXED}
+        drift = keras.Sequential(network(2))
+        if noise == "diagonal":
+            diffusion = keras.Sequential(network(2))
+            layer = nde.NeuralDSDE(drift, diffusion, (0.0, 1.0), "milstein", **common)
+        else:
+            matrix = keras.layers.Reshape((2, 3), dtype="float64")
+            diffusion = keras.Sequential([*network(6), matrix])
+            layer = nde.NeuralSDE(drift, diffusion, (0.0, 1.0), 3, "lamba_em", **common)
+        y0 = tf.constant(Y0, tf.float64)
+        layer(y0)
+        weights = layer.trainable_variables
+        random = np.random.default_rng(1)
+        # Biases are 0 until somebody trains them.
+        for weight in weights:
+            weight.assign_add(0.2 * random.normal(size=weight.shape))
+        scale = random.normal(size=layer(y0).shape)
+
+        @tf.function(jit_compile=True)
+        def loss():
+            return tf.reduce_sum(scale * layer(y0) ** 2)
+
+        with tf.GradientTape() as tape:
+            value = tf.reduce_sum(scale * layer(y0) ** 2)
+        bars = tape.gradient(value, weights)
+        assert len(bars) == 8
+        np.testing.assert_allclose(value, loss(), rtol=1e-12)
+        for weight, bar in zip(weights, bars, strict=True):
+            at, direction, eps = weight.numpy(), random.normal(size=weight.shape), 1e-5
+            values = []
+            for sign in (1, -1):
+                weight.assign(at + sign * eps * direction)
+                values.append(float(loss()))
+            weight.assign(at)
+            slope = (values[0] - values[1]) / (2 * eps)
+            np.testing.assert_allclose(np.sum(bar * direction), slope, rtol=1e-7)
 
 
 class TestKeras:
