@@ -85,11 +85,12 @@ class VariableRateJump(_Jump):
     Args:
         rate: `rate(t, y, p)`, as in `ConstantRateJump`.
         affect: likewise.
-        bound: a number that the rate does not exceed, or `bound(t, y, p)`, which holds until
-            something happens: candidates that come at this rate become jumps with the probability
-            rate / bound (thinning; Lewis & Shedler, "Simulation of nonhomogeneous Poisson processes
-            by thinning", 1979). A rate above it ends a trajectory with a status. `None`, for
-            ordinary equations only: a jump happens when the integral of the rate has reached an
+        bound: a number that the rate does not exceed, or `bound(t, y, p)`, read at the start and
+            after every candidate, jump and event, which must hold until the next: candidates that
+            come at this rate become jumps with the probability rate / bound (thinning; Lewis &
+            Shedler, "Simulation of nonhomogeneous Poisson processes by thinning", 1979). A
+            candidate whose rate is above it ends a trajectory with a status. `None`, for ordinary
+            equations only: a jump happens when the integral of the rate has reached an
             exponential random number, found as the root of an event.
         mark_sampler: as in `ConstantRateJump`.
         mark_size: likewise.

@@ -1,6 +1,7 @@
 """Gradients that do not exist, refused by name instead of returned as a silent zero."""
 
 import tensorflow as tf
+from tensorflow.python.saved_model.save_context import in_save_context
 
 from keras_neuralde import values
 
@@ -59,8 +60,13 @@ def _setting(name):
 def _refused(setting, what):
     @tf.custom_gradient
     def identity(setting):
-        def refuse(_):
-            raise ValueError(f"the solution has no gradient with respect to {what}")
+        def refuse(bar):
+            sentence = f"the solution has no gradient with respect to {what}"
+            if not in_save_context():
+                raise ValueError(sentence)
+            # Keras saves what computes gradients too, whether anyone will ask for them or not.
+            with tf.control_dependencies([tf.debugging.Assert(tf.constant(False), [sentence])]):
+                return tf.fill(tf.shape(bar), tf.constant(float("nan"), bar.dtype))
 
         return tf.identity(setting), refuse
 

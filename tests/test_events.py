@@ -163,7 +163,8 @@ def solved(f, y0, t_span, p=None, **keywords):
     def run():
         sol = nde.solve(nde.ODEProblem(f, y0, t_span, p), **keywords)
         found = {name: getattr(sol, name) for name in FIELDS if getattr(sol, name) is not None}
-        return found | {"steps": sol.stats.num_steps}
+        # What a sentence tells of where a trajectory stopped.
+        return found | {"steps": sol.stats.num_steps, "stopped": sol._control[0]}
 
     return types.SimpleNamespace(**run())
 
@@ -271,6 +272,8 @@ def test_a_ball_that_comes_to_rest_ends_with_a_status():
     assert np.all(np.isnan(sol.y[0])) and np.all(np.isfinite(sol.y[1]))
     last = np.nanmax(sol.event_times[0])
     np.testing.assert_allclose(last, np.sqrt(2 / G) * 3.0, rtol=1e-6)
+    # Where it ended is where the events accumulate.
+    np.testing.assert_allclose(sol.stopped, [last, 4.0], rtol=1e-12)
     few = nde.ContinuousEvent(height, bounce, direction=-1, max_events=5)
     sol = solved(fall, y0, (0.0, 4.0), e, batch_ndims=1, events=[few])
     assert sol.status.numpy().tolist() == [int(nde.Status.MAX_EVENTS), 0]
@@ -295,6 +298,10 @@ def test_a_condition_that_is_not_finite_ends_with_a_status():
     bad = nde.ContinuousEvent(lambda t, y, p: tf.math.log(1.0 - y))
     sol = solved(clock, tf.constant([0.0, -5.0]), (0.0, 3.0), batch_ndims=1, events=[bad])
     assert sol.status.numpy().tolist() == [int(nde.Status.BAD_CONDITION), 0]
+    np.testing.assert_allclose(sol.stopped, [1.0, 3.0], rtol=1e-6)
+    never = nde.ContinuousEvent(lambda t, y, p: y * np.nan)
+    sol = solved(clock, 0.0, (0.5, 3.0), events=[never])
+    assert int(sol.status) == nde.Status.BAD_CONDITION and sol.stopped == [0.5]
 
 
 def test_save_points_after_a_terminal_event_are_nan():

@@ -110,6 +110,40 @@ def test_doses_are_learned():
     assert losses[-1] < 1.0
 
 
+def test_means_of_a_jump_diffusion():
+    """Against a loop in NumPy with a tenth of the step and other random numbers."""
+    example = load("32_jump_diffusion")
+    mean, spread = example.truth(2000, 0)
+    rng, steps, paths = np.random.default_rng(1), 290, 2000
+    u, dt, means = np.tile([2.0, 0.0], (paths, 1)), 1.0 / 290.0, []
+    for k in range(steps + 1):
+        if k % 10 == 0:
+            means.append(u.mean(axis=0))
+        noise = rng.normal(size=u.shape) * np.sqrt(dt)
+        u = u + dt * u**3 @ example.A.astype(float) + 0.2 * u * noise
+        u[rng.random(paths) < 1.0 - np.exp(-2.0 * dt), 0] *= 0.5
+    error = np.sqrt(2.0 / paths) * spread
+    assert np.all(np.abs(mean - means) < 5.0 * error + 0.01)
+
+
+@long_run
+@pytest.mark.slow
+def test_a_jump_diffusion_is_learned_from_means():
+    """From 68 to 0.09, about what the means of 200 paths leave open."""
+    _, losses, before, after, data = load("32_jump_diffusion").run()
+    assert 55.0 < losses[0] < 80.0 and np.mean(losses[-20:]) < 0.12, losses[::20]
+    assert np.abs(before[0] - data[0]).max() > 1.0
+    assert np.abs(after[0] - data[0]).max() < 0.15
+
+
+@pytest.mark.slow
+def test_a_jump_diffusion_begins_to_be_learned():
+    """A tenth of the steps, fewer paths: a twentieth of the loss is left."""
+    small = {"steps": 60, "paths": 50, "data_paths": 500}
+    losses = load("32_jump_diffusion").run(**small)[1]
+    assert losses[0] > 40.0 and np.mean(losses[-10:]) < losses[0] / 20.0, losses[::10]
+
+
 @pytest.mark.slow
 def test_a_rate_is_learned_from_times():
     """The rate itself moves between 1.3 and 4.9."""

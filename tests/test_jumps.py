@@ -403,3 +403,94 @@ def test_noise_between_the_jumps_of_a_step():
     times = tf.Variable([1.0], dtype=tf.float64)
     later = walk(y0[:64], [jump], jit=False, saveat=times)
     np.testing.assert_allclose(later, jumping[:, :64], atol=1e-12)
+
+
+def affine(t, y, p):
+    return p[:, 0] + p[:, 1] * y
+
+
+# A bound that is the rate itself holds while y falls, until something happens.
+@pytest.mark.parametrize("bound", [affine, None])
+def test_a_rate_that_depends_on_what_flows_and_its_gradients(bound):
+    """From 1, with a = b = 1, E y = 1 + t and E y² = 1 + 4 t + 3/2 t²; y falls between jumps.
+
+    The derivatives of E y(t) are t for a and t + t² / 2 for b, through the paths and their law.
+    """
+    groups, each = 10, PATHS // 10
+    jump = nde.VariableRateJump(affine, up, bound=bound)
+    options = {"rtol": 1e-4, "atol": 1e-6, "saveat": [1.0, 2.0], "checkpoints": 256}
+    y0 = tf.ones(groups * each, tf.float64)
+
+    @tf.function(autograph=False, jit_compile=False)
+    def run(p):
+        with tf.GradientTape() as tape:
+            tape.watch(p)
+            rates = tf.repeat(p, each, axis=0)
+            problem = nde.ODEProblem(lambda t, y, p: -y, y0, (0.0, 2.0), rates)
+            problem = nde.JumpProblem(problem, [jump])
+            sol = nde.solve(problem, "tsit5", batch_ndims=1, seed=1, **options)
+            shape = (2, groups, each)
+            means = nde.expectation(
+                *(tf.reshape(part, shape) for part in (sol.y, sol.log_likelihood))
+            )
+            total = tf.reduce_sum(means[-1])
+        return sol.y, tape.gradient(total, p)
+
+    y, bars = run(tf.ones((groups, 2), tf.float64))
+    for sample, t in zip(y, (1.0, 2.0), strict=True):
+        assert deviation(sample, 1.0 + t) < 4.0
+        assert deviation(sample**2, 1.0 + 4.0 * t + 1.5 * t**2) < 4.0
+    # A rate that forgets the decay since the last jump would make more.
+    assert deviation(y[1], 3.3) > 4.0 and deviation(y[1] ** 2, 17.0) > 4.0
+    for column, exact in enumerate((2.0, 4.0)):
+        found = bars[:, column].numpy()
+        assert deviation(found, exact) < 4.0, found
+        # Neither part is enough.
+        assert deviation(found, 0.5 * exact) > 4.0
+
+
+def test_thinning_on_a_stochastic_equation():
+    """Where W > 0 jumps come at the rate r: the time spent there has the arcsine law.
+
+    So that the count has the mean r / 2, the variance r / 2 + r² / 8, and is zero with the
+    probability exp(-r / 2) I₀(r / 2); all in a single step, whose noise the candidates cut.
+    """
+    rate = 6.0
+
+    def count(t, y, p):
+        return tf.stack([y[..., 0], y[..., 1] + 1.0], -1)
+
+    def above(t, y, p):
+        return rate * tf.cast(y[..., 0] > 0.0, t.dtype)
+
+    jump = nde.VariableRateJump(above, count, bound=rate)
+    counts = walk(tf.zeros((PATHS, 2), tf.float64), [jump], jit=False)[-1, :, 1]
+    none = np.exp(-rate / 2) * np.i0(rate / 2)
+    for sample, exact in (
+        (counts, rate / 2), ((counts - rate / 2) ** 2, rate / 2 + rate**2 / 8), (counts == 0, none)
+    ):  # fmt: skip
+        assert deviation(sample, exact) < 4.0
+    # A coin for each candidate instead of the path, and the end of the step instead of the path.
+    assert deviation(counts == 0, np.exp(-rate / 2)) > 4.0
+    assert deviation((counts - rate / 2) ** 2, rate / 2 + rate**2 / 4) > 4.0
+
+
+def test_thinning_follows_time_and_what_has_happened_on_a_stochastic_equation():
+    """Of n, each dies at the rate r (1 + sin 3t): a binomial number survives."""
+    n, rate = 20, 0.8
+
+    def death(t, y, p):
+        return y[..., 1] * rate * (1.0 + tf.sin(3.0 * t))
+
+    jump = nde.VariableRateJump(
+        death, lambda t, y, p: tf.stack([y[..., 0], y[..., 1] - 1.0], -1),
+        bound=lambda t, y, p: 2.0 * rate * y[..., 1],
+    )  # fmt: skip
+    y0 = tf.constant([[0.0, n]] * PATHS, tf.float64)
+    left = walk(y0, [jump], jit=False)[-1, :, 1]
+    share = np.exp(-rate * (1.0 + (1.0 - np.cos(3.0)) / 3.0))
+    assert deviation(left, n * share) < 4.0
+    assert deviation((left - n * share) ** 2, n * share * (1.0 - share)) < 4.0
+    # Without the season, and as many as from a Poisson law.
+    assert deviation(left, n * np.exp(-rate)) > 4.0
+    assert deviation((left - n * share) ** 2, n * share) > 4.0

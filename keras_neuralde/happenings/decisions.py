@@ -87,13 +87,13 @@ class Happenings:
         state = carry.solver_state
         if plan.solver.carries_slope and any(c.kind == PRESET for c in self.channels):
             state = tf.where(happened[:, None], plan.solver.init(g, t, y1), state)
-        due, status = self._next_due(g, t, y1, number + 1, carry.control[4])
+        due, pace, status = self._next_due(g, t, y1, number + 1, carry.control[4])
         status = self._ended(fired, y1, status)
         log = self._logbook.empty(t, y)
         log = self._logbook.write(log, t[None], fired[None], before[None], tf.constant(1))
         control = tf.concat([carry.control[:4], status[None], carry.control[5:]], 0)
         noise = g.begin_noise() if plan.solver.stochastic else ()
-        memory = Memory(due, fired, fired, number + 1, noise)
+        memory = Memory(due, pace, fired, fired, number + 1, noise)
         return carry._replace(y=y1, solver_state=state, control=control, memory=memory), log
 
     def _fired_at_start(self, terms, t):
@@ -170,7 +170,7 @@ class Happenings:
         t_stop = tf.where(rooted, inside.time(first), t_next)
         y_stop = tf.where(rooted[:, None], inside.state(first), after.y)
         status = after.control[4]
-        together, status = self._thin(g, t_stop, y_stop, together, memory.number, status)
+        together, status = self._thin(g, t_stop, y_stop, together, memory, status)
         if forced is not None:
             known, recorded = forced
             together = tf.where(known, recorded & happened, together)
@@ -183,20 +183,21 @@ class Happenings:
         def act():
             y1, states = self._affects.apply(g, t_stop, y_stop, fired, number)
             state = tf.where(happened[:, None], plan.solver.init(g, t_stop, y1), after.solver_state)
-            due, new = self._next_due(g, t_stop, y1, number + 1, status)
+            due, pace, new = self._next_due(g, t_stop, y1, number + 1, status)
             return (
                 y1,
                 states,
                 state,
                 tf.where(happened, due, memory.due),
+                tf.where(happened, pace, memory.pace),
                 tf.where(happened, new, status),
             )
 
         def rest():
             states = tf.zeros((len(self.channels), *tf.unstack(tf.shape(y_stop))), y_stop.dtype)
-            return after.y, states, after.solver_state, memory.due, status
+            return after.y, states, after.solver_state, memory.due, memory.pace, status
 
-        y1, states, state, due, status = tf.cond(tf.reduce_any(happened), act, rest)
+        y1, states, state, due, pace, status = tf.cond(tf.reduce_any(happened), act, rest)
         # A step that was cut has not reached the end.
         cut = rooted & (t_stop != terms.t_end) & (status == float(Status.SUCCESS))
         status = tf.where(cut, -tf.ones_like(status), status)
@@ -206,11 +207,14 @@ class Happenings:
         # Behind what ended the step it does not matter.
         wrong = moved & (found.ceased <= tf.minimum(first, one))
         status = tf.where(wrong, float(Status.BAD_CONDITION) * one, status)
+        # What it ended with is found at that time, and not at the end of the step.
+        t_last = tf.where(wrong, inside.time(found.ceased), tf.where(found.piled, t, t_stop))
         control = tf.concat(
-            [t_stop[None], after.control[1:4], status[None], after.control[5:]], axis=0
+            [t_last[None], after.control[1:4], status[None], after.control[5:]], axis=0
         )
         memory = Memory(
             due,
+            pace,
             tf.where(moved, fired, memory.fired),
             memory.counts + fired,
             number + tf.cast(happened, tf.int32),
@@ -267,23 +271,27 @@ class Happenings:
         wrong = happened & ~finite & (status <= 0.0)
         return tf.where(wrong, float(Status.NON_FINITE) * one, status)
 
-    def _thin(self, g, t, y, together, number, status):
-        """Which candidates of bounded rates are jumps (Lewis & Shedler, 1979)."""
+    def _thin(self, g, t, y, together, memory, status):
+        """Which candidates of bounded rates are jumps (Lewis & Shedler, 1979).
+
+        Each is kept with the probability rate / bound, the bound that of the candidate's making:
+        what a function returns may have changed since.
+        """
         kept, one = tf.unstack(together), tf.ones_like(status)
         for e, channel in enumerate(self.channels):
             if channel.kind != RATE or channel.bound is None:
                 continue
             rate = number_of(g, channel.rate, t, y)
-            bound = number_of(g, channel.bound, t, y)
+            bound = memory.pace[self.stops.index(e)]
             wrong = kept[e] & ~((rate >= 0.0) & (rate <= bound * (1.0 + 1e-6)))
             status = tf.where(wrong, float(Status.BAD_RATE) * one, status)
-            share = self._draws.uniforms(e, number, 2, t.dtype)[:, 1]
+            share = self._draws.uniforms(e, memory.number, 2, t.dtype)[:, 1]
             kept[e] &= share * bound < rate
         return tf.stack(kept), status
 
     def _next_due(self, g, t, y, number, status):
-        """Direction times the next known time of each such channel."""
-        parts, one = [], tf.ones_like(status)
+        """Direction times the next known time of each such channel, and the rate of its making."""
+        parts, paces, one = [], [], tf.ones_like(status)
         s = self.direction * t
         infinity = tf.constant(float("inf"), t.dtype)
         for e in self.stops:
@@ -292,6 +300,7 @@ class Happenings:
                 ahead = self.direction * channel.times
                 ahead = tf.where(ahead > s, ahead, infinity)
                 parts.append(tf.reduce_min(ahead, axis=0) + tf.zeros_like(s))
+                paces.append(tf.zeros_like(s))
                 continue
             rate = number_of(g, channel.bound or channel.rate, t, y)
             wrong = ~((rate >= 0.0) & tf.math.is_finite(rate)) & (status < 0.0)
@@ -299,9 +308,12 @@ class Happenings:
             positive = rate > 0.0
             later = self._draws.after(s, tf.where(positive, rate, one), e, number)
             parts.append(tf.where(positive, later, infinity))
+            paces.append(rate)
         if not parts:
-            return (infinity + tf.zeros_like(t))[None], status
-        return tf.stop_gradient(tf.stack(parts)), status
+            none = tf.zeros_like(t)[None]
+            return infinity + none, none, status
+        found = tf.stack(parts), tf.stack(paces)
+        return *map(tf.stop_gradient, found), status
 
     def _find(self, g, inside, moved, memory, y1):
         """Where in the step each channel happens first."""

@@ -10,6 +10,7 @@ class Memory(NamedTuple):
 
     Attributes:
         due: `(stops, rows)`, direction times the next time of the channels whose times are known.
+        pace: the same, the rate at which that time was drawn: of a bounded rate its bound then.
         fired: `(channels, rows)` int32, which channels happened at the end of the last step.
         counts: the same, how often each happened.
         number: `(rows,)` int32, how often anything did: the counter of random numbers.
@@ -18,6 +19,7 @@ class Memory(NamedTuple):
     """
 
     due: tf.Tensor
+    pace: tf.Tensor
     fired: tf.Tensor
     counts: tf.Tensor
     number: tf.Tensor

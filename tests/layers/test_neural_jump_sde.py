@@ -136,6 +136,21 @@ def test_export_runs_without_python(tmp_path):
         np.testing.assert_allclose(served.serve(Y0[:rows]), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("log_likelihood", [False, True])
+def test_export_of_a_model_as_rate(tmp_path, log_likelihood):
+    """Keras saves gradients too, among them those that are refused."""
+    layer = halving(2, Level(), rate_bound=2.0, log_likelihood=log_likelihood)
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, layer(inputs))
+    model.export(tmp_path / "model", verbose=False)
+    served = tf.saved_model.load(tmp_path / "model")
+    answers, expected = (tf.nest.flatten(f(Y0)) for f in (served.serve, model))
+    assert len(answers) == 1 + log_likelihood
+    for found, wanted in zip(answers, expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
 def test_refusals():
     dense = keras.layers.Dense
 

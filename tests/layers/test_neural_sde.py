@@ -281,6 +281,15 @@ class TestKeras:
                 served.serve(Y0[:rows]), model.predict(Y0[:rows], verbose=0), rtol=1e-4, atol=1e-5
             )
 
+    def test_export_with_times_at_call(self, tmp_path):
+        """Keras saves gradients too, among them that of the times, which is refused."""
+        inputs = keras.Input((2,)), keras.Input((2,))
+        model = keras.Model(inputs, geometric()(inputs))
+        model.export(tmp_path / "model", verbose=False)
+        served = tf.saved_model.load(tmp_path / "model")
+        times = np.array([[0.5, 1.0]] * 3, np.float32)
+        np.testing.assert_allclose(served.serve((Y0, times)), model([Y0, times]), rtol=1e-5)
+
 
 def matrix(columns=3):
     return keras.Sequential([keras.layers.Dense(2 * columns), keras.layers.Reshape((2, columns))])
