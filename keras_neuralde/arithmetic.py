@@ -143,8 +143,9 @@ def _result(operation, values):
     if kind == "Pack":
         return [np.stack(values, axis=operation.get_attr("axis"))]
     if kind == "Unpack":
-        axis = operation.get_attr("axis")
-        return [values[0].take(i, axis) for i in range(operation.get_attr("num"))]
+        # Not `take`, which has no array around a single number.
+        parts = np.split(values[0], operation.get_attr("num"), axis=operation.get_attr("axis"))
+        return [part.reshape(shape) for part in parts]
     if kind in ("Split", "SplitV"):
         whole, axis = (values[1], values[0]) if kind == "Split" else (values[0], values[2])
         sizes = [output.shape[int(axis)] for output in operation.outputs]

@@ -30,6 +30,7 @@ def evaluated(function, *inputs):
         lambda x: tf.stack([x[0], x[-1], x[..., 1, :]], axis=-1),
         lambda x: x[:, None, 1:, tf.newaxis] * tf.reshape(x, [3, 2])[:2],
         lambda x: tf.unstack(x, axis=1) + tf.split(x, 2, axis=0) + tf.split(x, [1, 2], axis=-1),
+        lambda x: 2.0 * tf.stack(tf.unstack(x[0]) + tf.unstack(x[1, 1:])) + x[1, 2],
         lambda x: tf.squeeze(tf.expand_dims(x, 1), 1) + tf.broadcast_to(x[:1], [2, 3]),
         lambda x: tf.fill([2, 2], x[0, 0]) + tf.constant([[1.0, 2.0], [3.0, 4.0]], tf.float64),
     ],
