@@ -154,7 +154,7 @@ def solve_ensemble(
     seed: int | None = None,
     batch_size: int | None = None,
     strategy: tf.distribute.Strategy | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
     **keywords: Unpack[EnsembleOptions],
 ) -> EnsembleSolution:
     """Solves a problem, written for one trajectory, for many.
@@ -180,8 +180,9 @@ def solve_ensemble(
             share the work; every worker calls this function with the same arguments and gets the
             whole solution. A trajectory does not depend on how many devices there are. Without
             gradients, and not inside a `tf.function`.
-        progress: draw a bar over the chunks, or over the time span of a single one, where a
-            terminal can show it.
+        progress: whether to draw a bar where a terminal can show it. `None` draws one over the
+            chunks where there are several; `True` also one over the time span of a single chunk,
+            which is then solved in parts.
         **keywords: those of `solve`, but for `batch_ndims`.
 
     Returns:
@@ -209,7 +210,8 @@ def solve_ensemble(
         )
     check_keywords("solve_ensemble", keywords, SOLVE_KEYWORDS)
     check_whole("trajectories", trajectories)
-    check_flag("progress", progress)
+    if progress is not None:
+        check_flag("progress", progress)
     if batch_size is None:
         most = _DELAY_BATCH_SIZE if isinstance(problem, DDEProblem) else _BATCH_SIZE
         batch_size = min(trajectories, most)
@@ -256,7 +258,7 @@ class _Work(NamedTuple):
     timed: bool
     keywords: dict
 
-    def solve(self, numbers, seed, progress=False, **more):
+    def solve(self, numbers, seed, progress=None, **more):
         """The trajectories of a range of numbers; beyond the last number it is repeated."""
         count = len(numbers)
         batch_size = min(self.batch_size, count)
@@ -271,8 +273,9 @@ class _Work(NamedTuple):
         chunks = []
         throw = keywords.pop("throw", True)
         several = batch_size < count
-        report = progress_bar() if progress and several else lambda done: None
-        keywords["progress"] = progress and not several
+        draws = progress is not False and several and tf.executing_eagerly()
+        report = progress_bar() if draws else lambda done: None
+        keywords["progress"] = bool(progress) and not several
         for start in range(0, count, batch_size):
             # The last chunk repeats its last trajectory: one shape, one program.
             first = numbers.start + start
@@ -310,7 +313,8 @@ def _on_replicas(strategy, work, seed):
 
     def compute(number):
         # A worker that raised alone would leave the others waiting for its share.
-        return work.solve(range(number * share, (number + 1) * share), seed, throw=False)
+        numbers = range(number * share, (number + 1) * share)
+        return work.solve(numbers, seed, False, throw=False)
 
     solution = _join(replicas.run(compute), work.timed, replicas.gather)
     solution = _cut(solution, work.trajectories, work.timed)

@@ -210,7 +210,7 @@ CASES = {
             "seed": (1.5, "a", True, [1]),
             "batch_size": given(WHOLE),
             "strategy": (3, "mirrored", object()),
-            "progress": FLAGS,
+            "progress": given(FLAGS),
             "**keywords": (
                 {"rtoll": 1.0},
                 {"batch_ndims": 1},

@@ -76,9 +76,7 @@ def test_solutions_and_summaries_print_ranges(capsys):
     def vary(problem, i, seed):
         return problem.remake(p=tf.cast(i, tf.float32))
 
-    sol = nde.solve_ensemble(
-        problem, 5, vary=vary, saveat=[0.5, 1.0], batch_size=2, seed=0, progress=True
-    )
+    sol = nde.solve_ensemble(problem, 5, vary=vary, saveat=[0.5, 1.0], batch_size=2, seed=0)
     assert capsys.readouterr().out == "", "no terminal, no bar"
     assert repr(sol).startswith("EnsembleSolution(y: (2, 5), t: (2,))")
     low, high = int(np.min(sol.stats.num_steps)), int(np.max(sol.stats.num_steps))
@@ -92,8 +90,12 @@ def test_a_bar_counts_the_chunks(monkeypatch):
     drawn = []
     monkeypatch.setattr("keras_neuralde.ensemble.progress_bar", lambda: drawn.append)
     problem = nde.ODEProblem(lambda t, y, p: -y, 1.0, (0.0, 1.0))
-    nde.solve_ensemble(problem, 5, batch_size=2, progress=True)
+    nde.solve_ensemble(problem, 5, batch_size=2)
     assert drawn == [0.4, 0.8, 1.0]
+    nde.solve_ensemble(problem, 5, batch_size=2, progress=False)
+    nde.solve_ensemble(problem, 5, batch_size=5)
+    tf.function(lambda: nde.solve_ensemble(problem, 5, batch_size=2, seed=0).y)()
+    assert len(drawn) == 3, "nothing when not wanted, over a single chunk, or while tracing"
 
 
 @pytest.mark.parametrize("terminal", [True, False])
