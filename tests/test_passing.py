@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 import keras_neuralde as nde
-from keras_neuralde.adjoints import discrete
+from keras_neuralde.adjoints.alone import BackwardAlone
 
 SAVES = np.sort(np.r_[0.0, 0.0, 0.5, 0.5, np.linspace(0.1, 0.11, 9), 1.0, 2.0])
 
@@ -14,13 +14,13 @@ SAVES = np.sort(np.r_[0.0, 0.0, 0.5, 0.5, np.linspace(0.1, 0.11, 9), 1.0, 2.0])
 def turned(monkeypatch):
     """How often the turns of a trajectory alone were traced backwards."""
     found = []
-    reverse = discrete._BackwardAlone._reverse_alone
+    reverse = BackwardAlone._reverse_alone
 
     def noted(*args):
         found.append(True)
         return reverse(*args)
 
-    monkeypatch.setattr(discrete._BackwardAlone, "_reverse_alone", noted)
+    monkeypatch.setattr(BackwardAlone, "_reverse_alone", noted)
     return found
 
 

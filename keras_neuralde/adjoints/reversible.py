@@ -4,8 +4,8 @@ import dataclasses
 
 import tensorflow as tf
 
+from keras_neuralde.adjoints.backward import Backward
 from keras_neuralde.adjoints.base import Adjoint, differentiable
-from keras_neuralde.adjoints.discrete import Backward
 from keras_neuralde.adjoints.grid import Grid, check_grid
 from keras_neuralde.integrate import advance, begin, finish
 from keras_neuralde.passing import integrate
