@@ -42,8 +42,8 @@ _MOVES = frozenset(
 )
 _OTHERS = frozenset(["Const", "NoOp", "Placeholder", "ReadVariableOp", "Shape"])
 
-#: The most numbers in all tensors of a graph that is taken apart.
-_NUMBERS = 2048
+#: The most numbers in all tensors of a graph that is taken apart: a step has several times as many.
+_NUMBERS = 512
 
 
 def is_arithmetic(graph):
@@ -103,7 +103,7 @@ def evaluate(graph, feeds):
         feeds: the arrays of its inputs, in order.
 
     Returns:
-        The arrays of its outputs.
+        The arrays of its outputs, of tensors and of NumPy's numbers.
     """
     known = {one.ref(): feed for one, feed in zip(graph.inputs, feeds, strict=True)}
     for operation in graph.get_operations():
@@ -113,7 +113,8 @@ def evaluate(graph, feeds):
         if any(value is None for value in static):
             found = _result(operation, [known[one.ref()] for one in operation.inputs])
         else:
-            found = [np.asarray(value) for value in static]
+            # With numbers that keep their types among tensors, which those of a typed array do not.
+            found = [array(list(np.ravel(value)), np.shape(value)) for value in static]
         known.update(
             (output.ref(), value) for output, value in zip(operation.outputs, found, strict=True)
         )
@@ -137,7 +138,8 @@ def _result(operation, values):
     if kind == "Fill":
         return [np.broadcast_to(values[1], shape)]
     if kind in ("OnesLike", "ZerosLike"):
-        return [np.full(shape, float(kind == "OnesLike"), dtype.as_numpy_dtype)]
+        number = dtype.as_numpy_dtype(kind == "OnesLike")
+        return [array([number] * operation.outputs[0].shape.num_elements(), shape)]
     if kind == "ConcatV2":
         return [np.concatenate(values[:-1], axis=int(values[-1]))]
     if kind == "Pack":

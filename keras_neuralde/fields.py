@@ -1,5 +1,6 @@
 """The user's field, as the loop sees it: matrices in, matrices out, parameters as a flat list."""
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,14 +93,14 @@ class Field:
         """Whether the field's arrays have no batch axis, for there is one trajectory."""
         return self._layout.batch_ndims == 0
 
-    @property
+    @functools.cached_property
     def is_arithmetic(self):
         """Whether the field is cheap arithmetic (see `components`)."""
         if self.joint or self.implicit.mass_inverse is not None:
             return False
         return arithmetic.is_arithmetic(self._function.concrete.graph)
 
-    @property
+    @functools.cached_property
     def by_numbers(self):
         """Whether `by_components` takes numbers, for there is one trajectory."""
         single = self._layout.rows == 1 and self.is_arithmetic
@@ -146,11 +147,15 @@ class Field:
         theta = [arithmetic.numbers(leaf) for leaf in theta]
         feeds = [arithmetic.array([t], batch), *leaves, *self._parameters(theta)]
         captured = list(self._function.concrete.captured_inputs)
-        for index, value in zip(self._function.lifted, theta[len(self._floating) :], strict=True):
+        lifted, first = self._function.lifted, len(self._floating)
+        # Behind them stand those of other functions.
+        for index, value in zip(lifted, theta[first : first + len(lifted)], strict=True):
             captured[index] = value
         feeds = [arithmetic.numbers(feed) for feed in [*feeds, *captured]]
         found = arithmetic.evaluate(self._function.concrete.graph, feeds)
-        return [tf.convert_to_tensor(one) for leaf in found for one in leaf.ravel()]
+        return [
+            tf.convert_to_tensor(one, self._layout.dtype) for leaf in found for one in leaf.flat
+        ]
 
     def _outcome(self, time, y, theta):
         """What the user's function returns, as it is."""

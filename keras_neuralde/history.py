@@ -337,6 +337,8 @@ class DelayField(Field):
         implicit: an `Implicit`.
     """
 
+    is_arithmetic = by_numbers = False
+
     def __init__(self, lifted, layout, batch_dims, p_leaves, terms, implicit):
         super().__init__(lifted.field, layout, batch_dims, p_leaves, implicit=implicit)
         self.t0 = tf.stop_gradient(terms.t0)
@@ -354,10 +356,6 @@ class DelayField(Field):
     def captures(self):
         """Tensors that the field or the history closes over, each once."""
         return list({id(tensor): tensor for tensor in super().captures}.values())
-
-    @property
-    def is_arithmetic(self):
-        return False
 
     def bind(self, theta):
         return BoundDelay(self, theta)

@@ -291,7 +291,9 @@ def attempt(plan, g, terms, carry, forced=None, due=None):
         )
 
     if plan.adaptive:
-        error = _scaled_square(plan, g, terms, carry.y, step)
+        # Once decided, also on a way back that is traced where XLA is out of sight.
+        by_components = due is not None or apart(plan, g, carry.y)
+        error = _scaled_square(plan, by_components, terms, carry.y, step)
         finite = tf.math.is_finite(error)
         good = finite & (error <= 1.0)
     else:
@@ -562,12 +564,12 @@ def _smallest_step(terms, t):
     return tf.maximum(tf.maximum(terms.dt_min, float(resolution) * tf.abs(t)), 1e-20 * span)
 
 
-def _scaled_square(plan, g, terms, y, step):
+def _scaled_square(plan, by_components, terms, y, step):
     """The squared norm of the error estimate, in units of the tolerance; `(rows,)`.
 
     It is not finite when the new state, the solver's state or the estimate is not.
     """
-    if plan.norm == "rms" and apart(plan, g, y):
+    if plan.norm == "rms" and by_components:
         return _square_by_components(terms, y, step)
     size = tf.abs(y) if plan.solver.previsible else tf.maximum(tf.abs(y), tf.abs(step.y1))
     scale = terms.atol + terms.rtol * size

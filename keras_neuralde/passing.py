@@ -109,7 +109,7 @@ class Alone:
         carry = unpacked(tf.unstack(block)[_TOLD:], self._width, _BLANK)
         if not self._plan.saves:
             return carry, ()
-        count = self._terms.saves.shape[0] or tf.shape(self._terms.saves)[0]
+        count = self._terms.saves.shape[0]
         states, slopes = states[:count, None, : self._width], states[:count, None, self._width :]
         return carry, (states, slopes if self._plan.save_slopes else ())
 
@@ -211,7 +211,7 @@ def save_in_passing(plan, g, terms, carry, outputs):
     """`advance` for many rows, which pass their save points at turns of their own."""
     width = int(carry.y.shape[1])
     rows = carry.y.shape[0] or tf.shape(carry.y)[0]
-    count = terms.saves.shape[0] or tf.shape(terms.saves)[0]
+    count = terms.saves.shape[0]
     column, shared = tf.range(rows), terms.saves.shape[1] == 1
     times, shape = tf.reshape(terms.saves, [-1]), tf.shape(outputs[0])[:2]
     nan = tf.constant(float("nan"), terms.saves.dtype)

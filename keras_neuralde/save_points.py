@@ -1,7 +1,7 @@
 """Save points: the states there, from the records of steps or from the steps themselves.
 
 Nothing here knows how steps are chosen; save points that are written while they are have no need of
-it (see `integrate.save_in_passing`). A segment of the loop leaves its records in a ring; what it
+it (see `passing`). A segment of the loop leaves its records in a ring; what it
 adds to the outputs is interpolated from these, or computed by taking the steps once more.
 """
 
@@ -13,8 +13,7 @@ import tensorflow as tf
 from keras_neuralde import components
 from keras_neuralde.interpolation import Interpolant
 
-# Save points that are interpolated in one piece; also those that a row alone passes with arrays of
-# fewer than `_SEQUENTIAL` bytes.
+# Save points that are interpolated in one piece.
 PIECE = 32
 # The largest array, in bytes, of a loop body whose kernels XLA runs one after the other, at half
 # the cost of finding out which of them could run side by side.
@@ -123,7 +122,7 @@ def repeating(plan, field, y0, saves):
         return plan
     if not getattr(field, "is_arithmetic", False) or not components.is_compiled():
         return plan
-    # A row alone is interpolated faster at many points at once.
+    # A row alone that cannot write them in passing is interpolated faster at many points at once.
     if y0.shape[0] == 1 and not (saves.shape[0] and saves.shape[0] <= PIECE):
         return plan
     return dataclasses.replace(plan, repeats=True, segment=segment_of_memory(y0, 0))

@@ -14,8 +14,15 @@ def evaluated(function, *inputs):
     graph = tf.function(function, autograph=False).get_concrete_function(*specs).graph
     assert arithmetic.is_arithmetic(graph)
     assert arithmetic.comes_apart(graph)
-    found = arithmetic.evaluate(graph, [arithmetic.numbers(tf.constant(x)) for x in inputs])
-    return [np.array([[float(one)] for one in leaf.ravel()]).reshape(leaf.shape) for leaf in found]
+
+    @tf.function(autograph=False)
+    def run(*inputs):
+        """While a graph is built, where tensors have no values."""
+        found = arithmetic.evaluate(graph, [arithmetic.numbers(one) for one in inputs])
+        leaves = [[tf.convert_to_tensor(one) for one in leaf.flat] for leaf in found]
+        return [tf.reshape(tf.stack(a), b.shape) for a, b in zip(leaves, found, strict=True)]
+
+    return [one.numpy() for one in run(*inputs)]
 
 
 @pytest.mark.parametrize(
@@ -28,6 +35,7 @@ def evaluated(function, *inputs):
         lambda x: tf.where(tf.equal(x, 3.0) | tf.not_equal(x, 0.5), x, tf.zeros_like(x)),
         lambda x: tf.concat([x[:, ::-1], -x[:, :1], tf.ones_like(x)], axis=1),
         lambda x: tf.stack([x[0], x[-1], x[..., 1, :]], axis=-1),
+        lambda x: tf.stack([x[0, 0], -9.81, tf.ones_like(x[0, 0])]),
         lambda x: x[:, None, 1:, tf.newaxis] * tf.reshape(x, [3, 2])[:2],
         lambda x: tf.unstack(x, axis=1) + tf.split(x, 2, axis=0) + tf.split(x, [1, 2], axis=-1),
         lambda x: 2.0 * tf.stack(tf.unstack(x[0]) + tf.unstack(x[1, 1:])) + x[1, 2],
@@ -39,6 +47,7 @@ def test_the_numbers_of_tensorflow(function):
     expected = tf.nest.flatten(function(tf.constant(X)))
     for one, other in zip(evaluated(function, X), expected, strict=True):
         assert one.shape == other.shape
+        assert one.dtype == other.dtype.as_numpy_dtype
         np.testing.assert_allclose(one, other, rtol=1e-15)
 
 

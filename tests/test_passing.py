@@ -132,3 +132,100 @@ def test_a_trajectory_that_fails_has_no_gradient(turned):
     assert turned and int(status) == int(nde.Status.SUCCESS)
     np.testing.assert_allclose(y[:, 0], [0.5, 0.5 / 0.75], rtol=1e-6)
     np.testing.assert_allclose(gradient, [1.0 + 1.0 / 0.75**2], rtol=1e-6)
+
+
+def falling(t, y, p):
+    """A nest of states, a constant slope, and numbers of another dtype."""
+    push = p["half"] * tf.cast(p["count"], tf.float64)
+    high = tf.unstack(y["ball"], axis=-1)
+    return {"ball": tf.stack([high[1], -9.81 * tf.ones_like(t)], -1), "tank": -push * y["tank"]}
+
+
+@pytest.mark.parametrize("axes", [0, 2])
+def test_nests_constants_and_other_dtypes(axes):
+    ones = [1] * axes
+    y0 = {
+        "ball": tf.reshape(tf.constant([2.0, 3.0], tf.float64), [*ones, 2]),
+        "tank": tf.ones([*ones, 1], tf.float64),
+    }
+    p = {"half": tf.constant(0.5, tf.float64), "count": tf.constant(3)}
+
+    def run(y0):
+        with tf.GradientTape() as tape:
+            tape.watch(y0)
+            problem = nde.ODEProblem(falling, y0, (0.0, 1.0), p)
+            y = nde.solve(problem, "tsit5", rtol=1e-9, atol=1e-9, batch_ndims=axes).y
+            loss = tf.reduce_sum(y["ball"]) + 2.0 * tf.reduce_sum(y["tank"])
+        return y, tape.gradient(loss, y0)
+
+    y, gradient = tf.function(run, jit_compile=True)(y0)
+    np.testing.assert_allclose(np.ravel(y["ball"]), [5.0 - 4.905, 3.0 - 9.81], rtol=1e-9)
+    np.testing.assert_allclose(np.ravel(y["tank"]), [np.exp(-1.5)], rtol=1e-7)
+    np.testing.assert_allclose(np.ravel(gradient["ball"]), [1.0, 2.0], rtol=1e-9)
+    np.testing.assert_allclose(np.ravel(gradient["tank"]), [2.0 * np.exp(-1.5)], rtol=1e-7)
+
+
+@pytest.mark.parametrize("checkpoints", [64, 1])
+def test_a_gradient_that_is_traced_where_xla_is_out_of_sight(turned, checkpoints):
+    """A tape around a compiled function: the way back is built when nothing says so."""
+    times = np.linspace(0.0, 3.0, 31)
+
+    @tf.function(jit_compile=True)
+    def states(y0, rate):
+        problem = nde.ODEProblem(lambda t, y, p: p * y * (1.0 - y), y0, (0.0, 3.0), rate)
+        options = {"rtol": 1e-9, "atol": 1e-9, "checkpoints": checkpoints}
+        return nde.solve(problem, "tsit5", saveat=times, **options).y
+
+    @tf.function
+    def gradient(y0, rate):
+        with tf.GradientTape() as tape:
+            tape.watch(rate)
+            loss = tf.reduce_sum(states(y0, rate))
+        return tape.gradient(loss, rate)
+
+    found = gradient(tf.constant([0.1], tf.float64), tf.constant(1.5, tf.float64))
+    assert turned
+    ends = [logistic(times, 1.5 + s, 0.1).sum() for s in (1e-6, -1e-6)]
+    np.testing.assert_allclose(found, (ends[0] - ends[1]) / 2e-6, rtol=1e-6)
+
+
+def test_an_event_that_closes_over_a_tensor():
+    """The field's parameters stand before the event's."""
+
+    @tf.function(jit_compile=True)
+    def run(rate, level):
+        with tf.GradientTape() as tape:
+            tape.watch([rate, level])
+            event = nde.ContinuousEvent(lambda t, y, p: y[0] - level, terminal=True)
+            problem = nde.ODEProblem(
+                lambda t, y, p: -rate * y, tf.ones([1], tf.float64), (0.0, 9.0)
+            )
+            sol = nde.solve(problem, "tsit5", rtol=1e-10, atol=1e-10, events=[event])
+            time = sol.t
+        return time, *tape.gradient(time, [rate, level])
+
+    rate, level = 2.0, 0.5
+    found = run(tf.constant(rate, tf.float64), tf.constant(level, tf.float64))
+    time = np.log(1.0 / level) / rate
+    np.testing.assert_allclose(found, [time, -time / rate, -1.0 / (rate * level)], rtol=1e-7)
+
+
+def test_save_times_have_no_gradient_where_a_trajectory_fails():
+    @tf.function(jit_compile=True)
+    def run(y0, saves, p):
+        with tf.GradientTape() as tape:
+            tape.watch([y0, saves, p])
+
+            def field(t, y, p):
+                return tf.where(t > 1.0, tf.constant(float("nan"), y.dtype), 0.0) - p * y
+
+            problem = nde.ODEProblem(field, y0, (0.0, 2.0), p)
+            sol = nde.solve(problem, "tsit5", saveat=saves, throw=False)
+            loss = tf.reduce_sum(sol.y)
+        return sol.status, *tape.gradient(loss, [y0, saves, p])
+
+    given = (tf.ones([2], tf.float64), tf.constant([0.5, 2.0], tf.float64))
+    status, *gradients = run(*given, tf.constant(1.0, tf.float64))
+    assert int(status) != int(nde.Status.SUCCESS)
+    for gradient in gradients:
+        np.testing.assert_array_equal(gradient, np.zeros_like(gradient))

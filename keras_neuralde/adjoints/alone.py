@@ -12,15 +12,17 @@ from keras_neuralde.adjoints.backward import Backward
 from keras_neuralde.integrate import begin, finish
 
 
-def goes_alone(task, field, y0, terms):
-    """Whether the turns of one trajectory are kernels forwards and backwards."""
+def columns_alone(task, field, y0, terms):
+    """The `Columns` of the parameters, where the turns of one trajectory are numbers; else `None`.
+
+    It is asked once: the way back may be traced where nobody knows that XLA will compile it.
+    """
     if not passing.is_alone(y0):
-        return False
+        return None
     plan = dataclasses.replace(task.plan, repeats=True)
-    theta = field.theta
-    if not passing.pays(plan, field.bind(theta), y0, terms.saves):
-        return False
-    return components.columns_of(field, y0, theta) is not None
+    if not passing.pays(plan, field.bind(field.theta), y0, terms.saves):
+        return None
+    return components.columns_of(field, y0, field.theta)
 
 
 class TurnsAlone:
@@ -59,10 +61,13 @@ class BackwardAlone(Backward):
 
     turns_of = TurnsAlone
 
+    def __init__(self, columns, *arguments):
+        super().__init__(*arguments)
+        self.columns = columns
+
     def _walk_back(self, ring, turns, walk, theta, y_bar, save_rate):
         width = int(walk.y_bar.shape[1])
         alone = passing.Alone(self.plan, self.field.bind(theta), self.terms)
-        columns = components.columns_of(self.field, walk.y_bar, theta)
         sent = None
         if self.plan.saves:
             # What the states at the save points, and their times, have sent.
@@ -76,7 +81,7 @@ class BackwardAlone(Backward):
 
         def one_turn(turn, block):
             before, after = passing.row_of(ring, turn), passing.row_of(ring, turn + 1)
-            numbers = self._reverse_alone(alone, columns, before, after, sent, block, theta)
+            numbers = self._reverse_alone(alone, before, after, sent, block, theta)
             return turn - 1, tf.stack(components.together(numbers))
 
         _, block = tf.while_loop(lambda turn, _: turn >= 0, one_turn, loop)
@@ -86,10 +91,10 @@ class BackwardAlone(Backward):
             t_bar=t_bar,
             t_end_bar=t_end_bar,
             t_next=t_next,
-            theta_bar=columns.join(tf.unstack(totals)),
+            theta_bar=self.columns.join(tf.unstack(totals)),
         )
 
-    def _reverse_alone(self, alone, columns, before, after, sent, block, theta):
+    def _reverse_alone(self, alone, before, after, sent, block, theta):
         """One turn backwards, from the records before and after it; all in numbers."""
         width = self.field.size
         t, number, *ys = before
@@ -107,7 +112,8 @@ class BackwardAlone(Backward):
             add, dense, times = self._saved_alone(alone, t, t_next, number, took, sent)
             direct = [a + b for a, b in zip(direct, add, strict=True)]
         pulled = self.plan.solver.pull_by_components(
-            self.field, columns, t, t_next, ys, columns.parameters(theta), [given, *dense],
+            self.field, self.columns, t, t_next, ys, self.columns.parameters(theta),
+            [given, *dense],
             self.time_gradient,
         )  # fmt: skip
         step_times, y_bar, totals = pulled

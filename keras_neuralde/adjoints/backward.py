@@ -37,7 +37,8 @@ class Backward:
             # A saved value moves with its time at the interpolant's slope.
             y_bar = tf.where(tf.math.is_finite(outcome.y), y_bar, tf.zeros_like(y_bar))
             if self.time_gradient:
-                save_rate = tf.reduce_sum(y_bar * outcome.slopes, axis=-1)
+                # Slopes where a trajectory has failed may be anything.
+                save_rate = tf.reduce_sum(tf.math.multiply_no_nan(outcome.slopes, y_bar), axis=-1)
                 saves_bar = save_rate
                 if terms.saves.shape[1] == 1 and y_bar.shape[1] != 1:
                     saves_bar = tf.reduce_sum(saves_bar, axis=1, keepdims=True)

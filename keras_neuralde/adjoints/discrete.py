@@ -5,12 +5,13 @@ pass is in `adjoints.trail`, the backward pass in `adjoints.backward`.
 """
 
 import dataclasses
+import functools
 import math
 
 import tensorflow as tf
 
 from keras_neuralde import passing
-from keras_neuralde.adjoints.alone import BackwardAlone, TurnsAlone, goes_alone
+from keras_neuralde.adjoints.alone import BackwardAlone, TurnsAlone, columns_alone
 from keras_neuralde.adjoints.backward import Backward
 from keras_neuralde.adjoints.base import Adjoint, differentiable
 from keras_neuralde.adjoints.trail import Turns, forward, forward_at_once
@@ -37,11 +38,12 @@ class Discrete(Adjoint):
     name = "discrete"
 
     def integrate(self, task, field, y0, terms):
-        alone = goes_alone(task, field, y0, terms)
+        columns = columns_alone(task, field, y0, terms)
+        alone = columns is not None
         # A trajectory alone takes turns for its save points too.
         once = task.turns is not None and not alone
         once = once and task.turns <= _AT_ONCE * task.checkpoints
-        segment = task.turns if once else _turns_of_a_segment(task, y0)
+        segment = task.turns if once else _turns_of_a_segment(task, y0, alone)
         slopes = task.plan.saves and task.time_gradient
         own = repeating(task.plan, field, y0, terms.saves)
         plan = dataclasses.replace(own, segment=segment, save_slopes=slopes)
@@ -67,14 +69,14 @@ class Discrete(Adjoint):
                     tf.where(failed, tf.zeros_like(times_bar), times_bar),
                     tf.where(failed[:, None], tf.zeros_like(states_bar), states_bar),
                 )
-            kind = BackwardAlone if alone else Backward
+            kind = functools.partial(BackwardAlone, columns) if alone else Backward
             backward = kind(plan, field, bound, checkpoints, time_gradient, y0, told)
             return backward(trail, outcome, y_bar, theta)
 
         return differentiable(self.name, task, field, y0, terms, record, primal, backward)
 
 
-def _turns_of_a_segment(task, y0):
+def _turns_of_a_segment(task, y0, alone):
     """All checkpoints' worth of turns, as a power of two.
 
     Where the records of one trajectory are small there are up to eight times as many: the last
@@ -85,6 +87,6 @@ def _turns_of_a_segment(task, y0):
     rows, width = y0.shape
     if task.checkpoints < _PLENTY or plan.happenings is not None or rows != 1 or not width:
         return turns
-    degree = plan.solver.dense_degree() if plan.dense else 0
+    degree = plan.solver.dense_degree() if plan.dense and not alone else 0
     fitting = _SMALL // ((2 + width * (1 + degree)) * y0.dtype.size)
     return max(turns, 1 << int(math.log2(max(1, min(8 * turns, fitting)))))
