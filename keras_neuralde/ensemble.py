@@ -16,7 +16,7 @@ from keras_neuralde.checks import (
     check_keywords,
     check_whole,
 )
-from keras_neuralde.equations import TrajectorySeeds, refuse_missing_seed
+from keras_neuralde.equations import TrajectorySeeds, draw_seed, refuse_missing_seed
 from keras_neuralde.events import as_events
 from keras_neuralde.execution import programs, tape_is_active
 from keras_neuralde.jumps import JumpProblem
@@ -240,7 +240,11 @@ def solve_ensemble(
     timed = len(shape) == 1
     if seed is None and isinstance(problem, (SDEProblem, JumpProblem)):
         refuse_missing_seed()
-    fresh = int(np.random.default_rng().integers(2**31)) if seed is None else seed
+    fresh = seed
+    if seed is None:
+        # A number, which devices can share; in a graph what is drawn anew whenever it runs.
+        eager = tf.executing_eagerly()
+        fresh = int(np.random.default_rng().integers(2**31)) if eager else draw_seed()
     work = _Work(problem, trajectories, solver, vary, batch_size, timed, options)
     if strategy is not None:
         return _on_replicas(strategy, work, fresh)
@@ -378,7 +382,8 @@ class _Spread:
         self._y0, self._p = values.as_nest(problem.y0), values.as_nest(problem.p)
         self._dtype = values.common_dtype(self._y0, self._p)
         self._base = self._leaves(self._y0, self._p, problem)
-        self._root = tf.constant([seed % 2**31, 0], tf.int32)
+        drawn = tf.is_tensor(seed)
+        self._root = seed if drawn else tf.constant([seed % 2**31, 0], tf.int32)
         self._y_leaves = len(tf.nest.flatten(self._y0))
         self._functions = {
             name: rows.by_row(getattr(problem, name), _template(self._p), self._y_leaves)

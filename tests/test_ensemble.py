@@ -373,3 +373,16 @@ def test_the_mean_of_ten_thousand_paths_is_within_its_standard_error():
     np.testing.assert_allclose(np.sqrt(found.var), SPIRAL_DEVIATION, rtol=0.05)
     other = spiral_of_many_paths(1.0)
     assert np.max(np.abs(other.mean - SPIRAL_MEAN) / errors) > 6.0
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_graph_without_a_seed_draws_one_whenever_it_runs(compiled):
+    noisy = nde.SDEProblem(lambda t, y, p: -y, lambda t, y, p: 0.5 + 0.0 * y, 1.0, (0.0, 1.0))
+
+    @tf.function(jit_compile=compiled)
+    def run():
+        options = {"controller": "constant", "dt0": 0.25}
+        return nde.solve_ensemble(noisy, 4, "euler_maruyama", batch_size=3, **options).y
+
+    first, second = run().numpy(), run().numpy()
+    assert len(np.unique(np.concatenate([first, second]))) == 8

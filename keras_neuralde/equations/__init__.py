@@ -8,6 +8,7 @@ from keras_neuralde.equations.split import SplitEquation
 from keras_neuralde.equations.stochastic import (
     StochasticEquation,
     TrajectorySeeds,
+    draw_seed,
     refuse_missing_seed,
 )
 from keras_neuralde.problems import DDEProblem, ODEProblem, SDEProblem, SplitODEProblem
@@ -42,5 +43,6 @@ __all__ = [
     "HybridEquation",
     "TrajectorySeeds",
     "kind_of",
+    "draw_seed",
     "refuse_missing_seed",
 ]

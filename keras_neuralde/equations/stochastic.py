@@ -215,6 +215,11 @@ def refuse_missing_seed():
 
 def _fresh_seed():
     refuse_missing_seed()
+    return draw_seed()
+
+
+def draw_seed():
+    """A seed that nobody chose, `(2,)` int32: a new one at every call, also of a graph."""
     if tf.executing_eagerly():
         return tf.constant(np.random.default_rng().integers(-(2**31), 2**31, 2, dtype=np.int32))
     limits = {"minval": tf.int32.min, "maxval": tf.int32.max}
