@@ -17,6 +17,9 @@ from keras_neuralde import arithmetic
 #: The most components: a kernel of very many operations takes long to compile.
 MOST = 8
 
+#: What an array may take, in bytes, that XLA is to make on one core.
+_UNSPLIT = 3 << 17
+
 #: The most numbers of each row that the cotangents of parameters may be.
 _NUMBERS = 32
 
@@ -75,6 +78,23 @@ def split(y):
 def join(parts):
     """The inverse of `split`."""
     return tf.stack(parts, axis=-1)
+
+
+def bundled(parts):
+    """Tensors `(rows,)` as few arrays, for a loop to carry.
+
+    XLA:CPU splits the kernel that makes an array of half a megabyte over the cores, which costs
+    more than it gains here. Where single tensors are that large there is one array.
+    """
+    rows = parts[0].shape[0]
+    each = _UNSPLIT // max(1, rows * parts[0].dtype.size) if rows else 0
+    each = each or len(parts)
+    return tuple(tf.stack(parts[i : i + each]) for i in range(0, len(parts), each))
+
+
+def loosened(bundles):
+    """The inverse of `bundled`."""
+    return [part for bundle in bundles for part in tf.unstack(bundle)]
 
 
 def numbers(g, parts):

@@ -434,14 +434,13 @@ def _sum(y):
 
 
 def packed(carry):
-    """The control block, the state and the solver's state as one array, `(numbers, rows)`."""
+    """The control block, the state and the solver's state as a list of `(rows,)`."""
     parts = [*tf.unstack(carry.control)]
-    parts += [*components.split(carry.y), *components.split(carry.solver_state)]
-    return tf.stack(parts)
+    return [*parts, *components.split(carry.y), *components.split(carry.solver_state)]
 
 
 def unpacked(parts, width, carry):
-    """The inverse of `packed`, from its rows; the rest as in `carry`."""
+    """The inverse of `packed`; the rest as in `carry`."""
     y, state = (components.join(some) for some in (parts[-2 * width : -width], parts[-width:]))
     return carry._replace(y=y, solver_state=state, control=tf.stack(parts[: -2 * width]))
 
@@ -463,20 +462,20 @@ def _repeated(plan, g, carry, more, turn_once, others):
     carry = keeping(plan, g, carry)
     packs = apart(plan, g, carry.y)
 
-    # One array instead of three: the kernel that makes it is all that is left beside the turn's.
+    # Few arrays: the kernels that make them are all that is left beside the turn's.
     def unpack(carried):
         if not packs:
             return carried
-        return unpacked(tf.unstack(carried), int(carry.y.shape[1]), carry)
+        return unpacked(components.loosened(carried), int(carry.y.shape[1]), carry)
 
     def once(turn, carried, *others):
         carried, *others = turn_once(turn, unpack(carried), *others)
-        return turn + 1, packed(carried) if packs else carried, *others
+        return turn + 1, components.bundled(packed(carried)) if packs else carried, *others
 
     turns, carried, *others = tf.while_loop(
         lambda turn, carried, *_: more(turn, unpack(carried)),
         once,
-        (tf.constant(0), packed(carry) if packs else carry, *others),
+        (tf.constant(0), components.bundled(packed(carry)) if packs else carry, *others),
     )
     return turns, unpack(carried)._replace(kept=()), *others
 

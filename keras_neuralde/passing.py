@@ -101,8 +101,7 @@ class Alone:
             states = tf.concat([one[:, 0] for one in outputs[: 1 + self._plan.save_slopes]], axis=1)
             states = tf.pad(states, [[0, 1], [0, 0]])
         t_next = following(self._plan, self._g, self._terms, tf.unstack(carry.control))
-        told = tf.stack([tf.zeros_like(first), first, t_next])
-        return tf.concat([told, packed(carry)], axis=0), states
+        return tf.stack([tf.zeros_like(first), first, t_next, *packed(carry)]), states
 
     def end(self, block, states):
         """The carry and the outputs after the last turn."""
@@ -175,9 +174,9 @@ class Alone:
             moved, saved = tf.unstack(tf.gather(forced[1], at, axis=1)[:, None])
             due = due._replace(forced=(forced[0], moved, saved))
         new, passed = attempt(self._plan, self._g, self._terms, carry, due=due)
-        head = tf.stack([passed.along[0], passed.number, passed.time])
+        block = tf.stack([passed.along[0], passed.number, passed.time, *packed(new)])
         record = [new.control[T], passed.number, *components.split(new.y)]
-        return tf.concat([head, packed(new)], axis=0), passed, tf.concat(record, axis=0)
+        return block, passed, tf.concat(record, axis=0)
 
     def time_of(self, number):
         """The time of a save point; NaN behind the last."""
@@ -221,8 +220,8 @@ def save_in_passing(plan, g, terms, carry, outputs):
         time = tf.gather(times, index if shared else index * rows + column)
         return tf.where(number < tf.cast(count, number.dtype), time, nan)
 
-    def once(block, flat):
-        time, number, *parts = tf.unstack(block)
+    def once(bundles, flat):
+        time, number, *parts = components.loosened(bundles)
         due = Due(number, time, time_of(number + 1.0))
         new, passed = attempt(plan, g, terms, unpacked(parts, width, carry), due=due)
         # Past the end, where nothing is written, unless a save point was passed.
@@ -230,13 +229,17 @@ def save_in_passing(plan, g, terms, carry, outputs):
         place = tf.where(passed.number > number, place, shape[0] * rows)[:, None]
         pairs = zip(flat, passed.value, strict=True)
         flat = [tf.tensor_scatter_nd_update(full, place, part) for full, part in pairs]
-        told = tf.stack([passed.time, passed.number])
-        return tf.concat([told, packed(new)], axis=0), flat
+        return components.bundled([passed.time, passed.number, *packed(new)]), flat
 
     first = tf.reduce_sum(tf.cast(at_start(terms), carry.y.dtype), axis=0)
-    block = tf.concat([tf.stack([time_of(first), first]), packed(carry)], axis=0)
+    bundles = components.bundled([time_of(first), first, *packed(carry)])
     flat = [tf.reshape(part, [-1]) for part in components.split(outputs[0])]
-    block, flat = tf.while_loop(lambda block, _: any_running(block[2:]), once, (block, flat))
+
+    def more(bundles, _):
+        _, _, *parts = components.loosened(bundles)
+        return any_running(parts)
+
+    bundles, flat = tf.while_loop(more, once, (bundles, flat))
     y = components.join([tf.reshape(part, shape) for part in flat])
     y.set_shape(outputs[0].shape)
-    return unpacked(tf.unstack(block)[2:], width, carry), (y, ())
+    return unpacked(components.loosened(bundles)[2:], width, carry), (y, ())
