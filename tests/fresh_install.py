@@ -15,7 +15,7 @@ import venv
 
 from tests.test_docs import ROOT, blocks
 
-PAGES = ("start", "serving")
+PAGES = ("docs/start", "README", "docs/serving")
 PROLOGUE = """
 import importlib.util, pathlib, keras_neuralde
 assert importlib.util.find_spec("matplotlib") is None, "only what is declared is installed"
@@ -37,8 +37,8 @@ def follow_the_pages(file):
         subprocess.run(install, check=True, cwd=folder, env=clean)
         installed = time.perf_counter()
         for page in PAGES:
-            codes = [code for _, code in blocks(ROOT / "docs" / f"{page}.md")]
-            script = folder / f"{page}.py"
+            codes = [code for _, code in blocks(ROOT / f"{page}.md")]
+            script = folder / f"{pathlib.PurePath(page).name}.py"
             script.write_text("\n".join([PROLOGUE, *codes]), encoding="utf-8")
             subprocess.run([python, script.name], check=True, cwd=folder, env=clean)
         return installed - begin, time.perf_counter() - installed

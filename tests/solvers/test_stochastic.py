@@ -253,6 +253,43 @@ def along_the_tree(name, interpretation, steps=FINEST):
     return nde.solve(equation, name, steps=times, batch_ndims=1, seed=4).y.numpy()
 
 
+def ornstein_uhlenbeck(interpretation, noise, rows=ROWS):
+    """dx = -2 x dt + dW, the same in either sense."""
+
+    def g(t, y, p):
+        return tf.ones_like(y)[..., None] if noise == "additive" else tf.ones_like(y)
+
+    columns = {"noise_dim": 1} if noise == "additive" else {}
+    return nde.SDEProblem(
+        lambda t, y, p: -2.0 * y, g, np.ones((rows, 1)), (0.0, 1.0),
+        noise=noise, interpretation=interpretation, **columns,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_strong_order_of_the_ornstein_uhlenbeck_process(name):
+    """Against the finest steps on the same path, and these against the law at the end."""
+    method = STOCHASTIC[name]
+    noise = "additive" if "additive" in method.noises else "diagonal"
+    equation = ornstein_uhlenbeck(method.interpretations[0], noise)
+
+    def at_the_end(steps):
+        times = np.full(FINEST + 1, np.nan)
+        times[: steps + 1] = np.linspace(0.0, 1.0, steps + 1)
+        return nde.solve(equation, name, steps=times, batch_ndims=1, seed=4).y.numpy()[:, 0]
+
+    finest = at_the_end(FINEST)
+    errors = [np.sqrt(np.mean((at_the_end(n) - finest) ** 2)) for n in (8, 32)]
+    promised = max(1.0, method.strong_order_additive or method.strong_order)
+    # What the finest steps lack, too, is known for the order that is promised.
+    sizes = [n**-promised - FINEST**-promised for n in (8, 32)]
+    observed = promised * np.log(errors[0] / errors[1]) / np.log(sizes[0] / sizes[1])
+    assert observed > promised - 0.15, errors
+    mean, variance = np.exp(-2.0), (1.0 - np.exp(-4.0)) / 4.0
+    assert abs(np.mean(finest) - mean) < 4.0 * np.sqrt(variance / ROWS)
+    assert abs(np.var(finest) / variance - 1.0) < 4.0 * np.sqrt(2.0 / ROWS)
+
+
 # The equations, so that programs are used again.
 AREAS: dict = {}
 # What v lacks after a step of size h has the variance h²/2 where x is read at its start, the
