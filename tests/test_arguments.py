@@ -466,7 +466,13 @@ CASES = {
     "SpectralDerivative": Case(
         nde.SpectralDerivative,
         {"derivative": 1, "length": 1.0},
-        {"derivative": WHOLE, "length": POSITIVE, "axis": _AXES},
+        {
+            "derivative": WHOLE,
+            "length": POSITIVE,
+            "axis": _AXES,
+            "border": (*NAMES, ["periodic"]),
+            "value": (*ARRAYS, NAN, [1.0, 2.0, 3.0]),
+        },
         _KEYWORDS_OF_KERAS,
     ),
     "export_saved_model": Case(

@@ -40,7 +40,8 @@ class NeuralODEMM(NeuralODE):
         training: as in every Keras layer.
 
     Returns:
-        As `NeuralODE`. Rows whose start violates the constraints are NaN.
+        As `NeuralODE`. Rows whose start violates the constraints are NaN; an eager call
+        raises.
 
     Raises:
         TypeError: for constraints that cannot be called.

@@ -205,16 +205,26 @@ class Laplacian(_Operator):
 
 @keras.saving.register_keras_serializable(package="keras_neuralde")
 class SpectralDerivative(_Operator):
-    """A derivative of a periodic field, exact for every wave that its points resolve.
+    """A derivative that is exact for every wave that the points of a field resolve.
 
     It differentiates the trigonometric polynomial through the points (Trefethen, "Spectral Methods
     in MATLAB", 2000, chapter 3), as a product with a matrix: simple, and no slower than Fourier
-    transforms for fields of some hundred points.
+    transforms for fields of some hundred points. The points are those of `FiniteDifference`:
+
+    - `"periodic"`: 0, length / n, ..., and waves of that period.
+    - `"dirichlet"`: the n inner points between two borders; sums of sines, which vanish on both.
+    - `"neumann"`: the border points too; sums of cosines, whose derivative vanishes there.
+
+    Other values on the borders are met by a line, or a parabola, that is taken off before and
+    differentiated by itself. Of fields whose remainder is no such sum (its second derivative, say,
+    does not vanish on a Dirichlet border) the derivative is less accurate near the borders.
 
     Args:
         derivative: 1, 2, ...; for odd ones the wave of two points has derivative zero.
-        length: the period, a positive number; the points are 0, length / n, ...
+        length: the period, or the distance between the borders, a positive number.
         axis: the axis of space.
+        border: `"periodic"`, `"dirichlet"` or `"neumann"`.
+        value: what is given on the border, as in `FiniteDifference`.
         **keywords: those of `keras.layers.Layer`.
 
     Raises:
@@ -233,29 +243,61 @@ class SpectralDerivative(_Operator):
         derivative: int,
         length: float,
         axis: int = -1,
+        border: Border = "periodic",
+        value: float | Sequence[float] = 0.0,
         **keywords: Unpack[LayerKeywords],
     ) -> None:
         super().__init__(**keywords)
         self.derivative = check_whole("derivative", derivative)
         self.length = check_positive("length", length)
         self.axis = check_integer("axis", axis)
-        self._matrix = None
+        self.border = check_choice("border", border, get_args(Border))
+        self.value = _pair(value)
+        self._matrix = self._offset = None
 
     def build(self, input_shape):
         size = input_shape[self.axis]
-        if size is None:
+        least = 2 if self.border == "neumann" else 1
+        if size is None or size < least:
             raise ValueError(
-                f"the axis of space, {self.axis}, must have a known size. "
+                f"the axis of space, {self.axis}, must have a known size of at least {least}. "
                 f"Received shape: {tuple(input_shape)}"
             )
-        waves = 1j * 2.0 * np.pi / self.length * np.fft.fftfreq(size, 1.0 / size)
-        if size % 2 == 0 and self.derivative % 2:
-            waves[size // 2] = 0.0
-        columns = np.fft.ifft(
-            waves[:, None] ** self.derivative * np.fft.fft(np.eye(size), axis=0), axis=0
-        )
-        self._matrix = columns.real
+        whole, period = self._extension(size), self.length
+        if self.border != "periodic":
+            period *= 2.0
+        count = len(whole)
+        waves = 1j * 2.0 * np.pi / period * np.fft.fftfreq(count, 1.0 / count)
+        if count % 2 == 0 and self.derivative % 2:
+            waves[count // 2] = 0.0
+        columns = np.fft.ifft(waves[:, None] ** self.derivative * np.fft.fft(whole, axis=0), axis=0)
+        first = 1 if self.border == "dirichlet" else 0
+        self._matrix = columns.real[first : first + size]
+        field, slope = self._lift(size)
+        self._offset = slope - self._matrix @ field
         self.built = True
+
+    def _extension(self, size):
+        """The matrix that continues a field to a whole period: odd, even, or as it is."""
+        unit = np.eye(size)
+        if self.border == "periodic":
+            return unit
+        if self.border == "neumann":
+            return np.concatenate([unit, unit[-2:0:-1]])
+        zero = np.zeros((1, size))
+        return np.concatenate([zero, unit, zero, -unit[::-1]])
+
+    def _lift(self, size):
+        """A polynomial that has the values on the borders, and its derivative; at the points."""
+        low, high = self.value
+        if self.border == "periodic" or not (low or high):
+            return np.zeros(size), np.zeros(size)
+        inner = self.border == "dirichlet"
+        x = self.length * np.linspace(0.0, 1.0, size + 2 * inner)[inner : inner + size]
+        rise = (high - low) / self.length
+        powers = [low, rise] if inner else [0.0, low, 0.5 * rise]
+        line = np.polynomial.Polynomial(powers)
+        return line(x), line.deriv(self.derivative)(x)
 
     def call(self, inputs: TensorLike) -> tf.Tensor:
         u = tf.convert_to_tensor(inputs)
@@ -263,7 +305,7 @@ class SpectralDerivative(_Operator):
         order = [*(i for i in range(u.shape.rank) if i != axis), axis]
         moved = tf.transpose(u, order)
         product = tf.linalg.matvec(tf.constant(self._matrix, u.dtype), moved)
-        return tf.transpose(product, np.argsort(order))
+        return tf.transpose(product + tf.constant(self._offset, u.dtype), np.argsort(order))
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -271,6 +313,8 @@ class SpectralDerivative(_Operator):
             "derivative": self.derivative,
             "length": self.length,
             "axis": self.axis,
+            "border": self.border,
+            "value": self.value,
         }
 
 

@@ -150,6 +150,29 @@ class TestSpectralDerivative:
             exact = (w**derivative * rotation * wave).real
             np.testing.assert_allclose(found, exact, atol=1e-12 * w**derivative * n)
 
+    @pytest.mark.parametrize("border", ["dirichlet", "neumann"])
+    @pytest.mark.parametrize("derivative", [1, 2, 3])
+    def test_exact_between_borders(self, border, derivative):
+        """On sums of sines or cosines, and on what meets other values than zero."""
+        length, n, value = 3.0, 9, (0.7, -0.4)
+        points = np.linspace(0.0, length, n + 2)[1:-1]
+        shift = 0.0
+        if border == "neumann":
+            points, shift = np.linspace(0.0, length, n), 0.5 * np.pi
+        rise = (value[1] - value[0]) / length
+        line = [value[0], rise] if border == "dirichlet" else [0.0, value[0], 0.5 * rise]
+        line = np.polynomial.Polynomial(line)
+        layer = nde.layers.SpectralDerivative(derivative, length, border=border, value=value)
+        plain = nde.layers.SpectralDerivative(derivative, length, border=border)
+        for k in range(1, n - 1):
+            w = np.pi * k / length
+            wave = np.sin(w * points + shift)
+            exact = w**derivative * np.sin(w * points + shift + 0.5 * np.pi * derivative)
+            bound = {"atol": 1e-12 * w**derivative * n}
+            np.testing.assert_allclose(plain(wave[None])[0], exact, **bound)
+            found = layer((wave + line(points))[None])[0]
+            np.testing.assert_allclose(found, exact + line.deriv(derivative)(points), **bound)
+
     def test_along_another_axis_and_in_single_precision(self):
         x = 0.25 * np.arange(4)
         u = np.sin(2.0 * np.pi * x)[:, None] * np.ones(3)
@@ -173,6 +196,10 @@ class TestAsLayers(testing.TestCase):
             (nde.layers.FiniteDifference, {"derivative": 2, "spacing": 0.1, "border": "neumann"}),
             (nde.layers.Laplacian, {"spacing": [0.1, 0.2], "border": "dirichlet", "value": 1.0}),
             (nde.layers.SpectralDerivative, {"derivative": 1, "length": 2.0}),
+            (
+                nde.layers.SpectralDerivative,
+                {"derivative": 2, "length": 2.0, "border": "neumann", "value": [0.5, 1.0]},
+            ),
         ]
         for layer, keywords in cases:
             self.run_layer_test(

@@ -332,6 +332,19 @@ class TestFailure:
         with pytest.raises(nde.SolveError, match="singular"):
             nde.solve(problem, "rodas5p")
 
+    @pytest.mark.parametrize("name", ["rosenbrock23", "kvaerno3"])
+    def test_a_step_whose_matrix_is_singular_is_taken_smaller(self, name):
+        """y' = y / (γ h) for the first step h alone: 1 - γ h / (γ h) = 0."""
+        gamma = 1.0 / (2.0 + np.sqrt(2.0)) if name == "rosenbrock23" else 0.4358665215084590
+        first = 0.125
+        problem = nde.ODEProblem(lambda t, y, p: y / (gamma * first), np.ones(1), (0.0, 0.25))
+        sol = nde.solve(problem, name, dt0=first, rtol=1e-8, atol=1e-8)
+        assert int(sol.stats.num_rejected) >= 1
+        exact = np.exp(0.25 / (gamma * first))
+        np.testing.assert_allclose(sol.y, [exact], rtol=1e-4)
+        half = nde.solve(problem, name, dt0=first, controller="constant", throw=False)
+        assert int(half.status) != int(nde.Status.SUCCESS)
+
     @pytest.mark.parametrize("n", [3, 5])
     @pytest.mark.parametrize("name", ["rodas5p", "kvaerno3"])
     def test_a_matrix_singular_up_to_rounding_is_named(self, name, n):

@@ -95,6 +95,13 @@ def test_a_preconditioner_saves_iterations_and_changes_nothing_else():
     assert np.all(without.stats.num_steps > 2 * with_it.stats.num_steps)
 
 
+def test_a_system_that_gmres_does_not_solve_is_named():
+    """Constant steps, which cannot become smaller until it does."""
+    sol = solve_with(None, dt0=0.1, controller="constant", throw=False)
+    np.testing.assert_array_equal(sol.status, [nde.Status.GMRES_STALLED] * 2)
+    assert np.isnan(sol.y).all()
+
+
 @pytest.mark.slow
 def test_the_gradient_through_a_preconditioner():
     gradients = []
