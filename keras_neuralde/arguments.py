@@ -231,7 +231,8 @@ def _positive_or_zero(leaf, dtype, name):
     tensor = values.as_float(leaf, dtype, name)
     known = values.known(tensor)
     if known is not None and not np.all(known >= 0):
-        raise ValueError(f"`{name}` must not be negative or NaN. Received: {leaf!r}")
+        received = leaf.tolist() if isinstance(leaf, np.ndarray) else leaf
+        raise ValueError(f"`{name}` must not be negative or NaN. Received: {received!r}")
     return tensor
 
 

@@ -64,6 +64,21 @@ def test_a_forgotten_return_is_named():
         nde.minimize(lambda p: None, [1.0], nde.optimizers.BFGS())
 
 
+@pytest.mark.parametrize(
+    ("field", "error", "match"),
+    [
+        (lambda t, y: -y, TypeError, r"called as f\(t, y, p\). Received: one that takes \(t, y\)"),
+        (lambda t, y, p: np.sin(y), TypeError, "`tf.sin` in place of `np.sin`"),
+        (lambda t, y, p: [-y[0], -y[1]], ValueError, "`tf.stack` makes one tensor of a list"),
+    ],
+)
+def test_fields_as_they_are_written_for_scipy(field, error, match):
+    with pytest.raises(error, match=match):
+        nde.solve(nde.ODEProblem(field, np.ones(2), (0.0, 1.0)))
+    with pytest.raises(ValueError, match=r"must not be negative or NaN. Received: -1"):
+        nde.solve(nde.ODEProblem(lambda t, y, p: -y, 1.0, (0.0, 1.0)), rtol=-1)
+
+
 def test_minimize():
     def square(p):
         return tf.add_n([tf.reduce_sum(leaf**2) for leaf in tf.nest.flatten(p)])

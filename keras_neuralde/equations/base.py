@@ -1,6 +1,7 @@
 """What the front door needs to know of each kind of problem."""
 
 import dataclasses
+import inspect
 from typing import Any
 
 import tensorflow as tf
@@ -127,7 +128,7 @@ def checked(f, layout, name="f(t, y, p)"):
     """`f` with what it returns compared with the state."""
 
     def field(*arguments):
-        dy = f(*arguments)
+        dy = _called(f, name, arguments)
         if any(leaf is None for leaf in tf.nest.flatten(dy)):
             raise ValueError(
                 f"{name} must return the structure of `y`. Received: {dy}; is a `return` missing?"
@@ -135,8 +136,10 @@ def checked(f, layout, name="f(t, y, p)"):
         try:
             tf.nest.assert_same_structure(layout.structure, dy)
         except (TypeError, ValueError) as error:
+            listed = isinstance(dy, (list, tuple)) and not tf.nest.is_nested(layout.structure)
+            hint = " (`tf.stack` makes one tensor of a list)" if listed else ""
             raise ValueError(
-                f"{name} must return the structure of `y`. "
+                f"{name} must return the structure of `y`{hint}. "
                 f"Expected: {layout.structure}. Received: {dy}"
             ) from error
 
@@ -160,3 +163,24 @@ def checked(f, layout, name="f(t, y, p)"):
         return tf.nest.pack_sequence_as(layout.structure, leaves)
 
     return field
+
+
+def _called(f, name, arguments):
+    """What `f` returns; with a sentence for what newcomers write first."""
+    try:
+        inspect.signature(f).bind(*arguments)
+    except ValueError:
+        pass  # Some callables have no signature.
+    except TypeError as error:
+        raise TypeError(
+            f"a function is called as {name}. Received: one that takes {inspect.signature(f)}"
+        ) from error
+    try:
+        return f(*arguments)
+    except NotImplementedError as error:
+        if "symbolic" not in str(error):
+            raise
+        raise TypeError(
+            f"{name} must compute with TensorFlow, as `tf.sin` in place of `np.sin`: NumPy cannot "
+            f"take tensors whose values are not known yet. Received: {error}"
+        ) from error
