@@ -70,6 +70,7 @@ def test_control_at_loose_tolerance_reaches_the_minimum():
 
 
 def test_a_layer_in_fit():
+    """With frozen steps the search goes on; without them it stalls (after 46 to 67 epochs)."""
     keras.utils.set_random_seed(0)
     y0 = np.array([[2.0, 0.0]])
     times = np.linspace(0.0, 1.5, 30)
@@ -83,10 +84,11 @@ def test_a_layer_in_fit():
         outputs = nde.NeuralODE(model, (0.0, 1.5), saveat=times, dtype="float64")(inputs)
         whole = nde.Model(inputs, outputs)
         whole.compile(nde.optimizers.LBFGS(freeze_steps=freeze_steps), loss="mse")
-        return whole.fit(y0, y, epochs=60, verbose=0).history["loss"]
+        return whole.fit(y0, y, epochs=160, verbose=0).history["loss"]
 
     frozen, plain = fit(True), fit(False)
-    assert frozen[-1] < 0.5 * plain[-1] or frozen[-1] < 1e-4
+    assert frozen[-1] < 0.4 * plain[-1]
+    assert len(plain) < len(frozen) == 160
 
 
 def test_the_option_is_saved_and_checked():
