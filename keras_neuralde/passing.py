@@ -17,6 +17,7 @@ from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 
 from keras_neuralde import components
 from keras_neuralde.integrate import (
+    STATUS,
     Carry,
     Due,
     T,
@@ -33,6 +34,9 @@ from keras_neuralde.integrate import (
 from keras_neuralde.save_points import at_start
 
 _BLANK = Carry((), (), ())
+# Up to so many save points, turns in which no row can pass one are taken by a loop of their own, which
+# computes nothing for them. With more there is hardly such a turn among many rows.
+_FEW = 32
 # What stands before the carry in the array of a trajectory alone: how many turns there were, the
 # number of the next save point, and where the next step ends.
 _TOLD = 3
@@ -220,26 +224,48 @@ def save_in_passing(plan, g, terms, carry, outputs):
         time = tf.gather(times, index if shared else index * rows + column)
         return tf.where(number < tf.cast(count, number.dtype), time, nan)
 
-    def once(bundles, flat):
-        time, number, *parts = components.loosened(bundles)
+    def once(told, bundles, flat):
+        time, number = tf.unstack(told)
         due = Due(number, time, time_of(number + 1.0))
-        new, passed = attempt(plan, g, terms, unpacked(parts, width, carry), due=due)
+        new, passed = attempt(plan, g, terms, loose(bundles), due=due)
         # Past the end, where nothing is written, unless a save point was passed.
         place = tf.cast(number, tf.int32) * rows + column
         place = tf.where(passed.number > number, place, shape[0] * rows)[:, None]
         pairs = zip(flat, passed.value, strict=True)
         flat = [tf.tensor_scatter_nd_update(full, place, part) for full, part in pairs]
-        return components.bundled([passed.time, passed.number, *packed(new)]), flat
+        return tf.stack([passed.time, passed.number]), components.bundled(packed(new)), flat
+
+    def ahead(told, bundles):
+        """Whether a row has a step to take (1) that may pass a save point (2)."""
+        control = tf.unstack(loose(bundles).control)
+        t_next, one = following(plan, g, terms, control), terms.direction
+        passes = one * told[0] <= one * t_next
+        kinds = tf.where(control[STATUS] < 0.0, tf.where(passes, 2, 1), 0)
+        return tf.reduce_max(kinds)
+
+    def loose(bundles):
+        return unpacked(components.loosened(bundles), width, carry)
+
+    def until_due(told, bundles):
+        """The turns in which no row can pass a save point."""
+
+        def lean(*bundles):
+            new, _ = attempt(plan, g, terms, loose(bundles))
+            return components.bundled(packed(new))
+
+        return tf.while_loop(lambda *bundles: tf.equal(ahead(told, bundles), 1), lean, bundles)
+
+    def more(told, bundles, _):
+        return any_running(loose(bundles).control)
+
+    def turns(told, bundles, flat):
+        bundles = until_due(told, bundles) if count <= _FEW else bundles
+        return once(told, bundles, flat)
 
     first = tf.reduce_sum(tf.cast(at_start(terms), carry.y.dtype), axis=0)
-    bundles = components.bundled([time_of(first), first, *packed(carry)])
+    told, bundles = tf.stack([time_of(first), first]), components.bundled(packed(carry))
     flat = [tf.reshape(part, [-1]) for part in components.split(outputs[0])]
-
-    def more(bundles, _):
-        _, _, *parts = components.loosened(bundles)
-        return any_running(parts)
-
-    bundles, flat = tf.while_loop(more, once, (bundles, flat))
+    _, bundles, flat = tf.while_loop(more, turns, (told, bundles, flat))
     y = components.join([tf.reshape(part, shape) for part in flat])
     y.set_shape(outputs[0].shape)
-    return unpacked(components.loosened(bundles)[2:], width, carry), (y, ())
+    return loose(bundles), (y, ())

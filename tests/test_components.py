@@ -136,6 +136,9 @@ def fast_and_slow(t, y, p):
         (3, np.sort(np.r_[0, 0, 0.5, 0.5, np.linspace(0.1, 0.11, 30), 2, 2]), (0.0, 2.0), {}),
         (1, np.linspace(0.0, 2.0, 65)[1:], (0.0, 3.0), {}),
         (3, np.linspace(2.0, -1.0, 70), (2.0, -1.0), {}),
+        # Few, with turns between them in which no row passes one.
+        (3, [2.0, 1.9, 1.9, 0.0, -1.0, -1.0], (2.0, -1.0), {}),
+        (3, [0.7, 2.0], (0.0, 2.0), {}),
         (1, [0.25, 1.0, 2.0], (0.0, 2.0), {"controller": "constant", "dt0": 0.3}),
         (3, np.linspace(0.0, 2.0, 40), (0.0, 2.0), {"controller": "PI", "norm": "max"}),
         (1, np.linspace(0.0, 2.0, 40), (0.0, 2.0), {"steps": [0.0, 0.5, 1.25, 2.0]}),
