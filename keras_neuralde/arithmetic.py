@@ -40,6 +40,7 @@ _MOVES = frozenset(
     ["AddN", "BroadcastTo", "ConcatV2", "ExpandDims", "Fill", "Identity", "OnesLike", "Pack"]
     + ["Reshape", "Split", "SplitV", "Squeeze", "StridedSlice", "Unpack", "ZerosLike"]
 )
+_PARTS = frozenset(["Split", "SplitV", "StridedSlice", "Unpack"])
 _OTHERS = frozenset(["Const", "NoOp", "Placeholder", "ReadVariableOp", "Shape"])
 
 #: The most numbers in all tensors of a graph that is taken apart: a step has several times as many.
@@ -52,8 +53,20 @@ def is_arithmetic(graph):
         op.type in _MOVES
         or op.type in _OTHERS
         or (op.type in _ELEMENTWISE and (op.type != "Pow" or _is_product(op)))
-        for op in graph.get_operations()
+        for op in _needed(graph)
     )
+
+
+def _needed(graph):
+    """The operations that the outputs depend on: what was mapped over rows is still there too."""
+    found, waiting = set(), [one.op for one in graph.outputs]
+    while waiting:
+        operation = waiting.pop()
+        if operation.name not in found:
+            found.add(operation.name)
+            waiting += [one.op for one in operation.inputs]
+            waiting += operation.control_inputs
+    return [one for one in graph.get_operations() if one.name in found]
 
 
 def _is_product(operation):
@@ -62,10 +75,21 @@ def _is_product(operation):
     return exponent is not None and bool(((exponent == 2) | (exponent == 3)).all())
 
 
+def reads_parts(graph, tensor):
+    """Whether a graph reads nothing but parts of one of its inputs, such as columns."""
+    readers = [op for op in _needed(graph) if any(one is tensor for one in op.inputs)]
+    return bool(readers) and all(
+        op.type in _PARTS
+        and op.outputs[0].shape.rank
+        and op.outputs[0].shape[-1:] != tensor.shape[-1:]
+        for op in readers
+    )
+
+
 def comes_apart(graph):
     """Whether `evaluate` can do with a graph that is arithmetic."""
     total = 0
-    for operation in graph.get_operations():
+    for operation in _needed(graph):
         if operation.type == "ReadVariableOp":
             return False
         for output in operation.outputs:
@@ -106,7 +130,7 @@ def evaluate(graph, feeds):
         The arrays of its outputs, of tensors and of NumPy's numbers.
     """
     known = {one.ref(): feed for one, feed in zip(graph.inputs, feeds, strict=True)}
-    for operation in graph.get_operations():
+    for operation in _needed(graph):
         if operation.type in ("Placeholder", "NoOp"):
             continue
         static = [tf.get_static_value(output) for output in operation.outputs]

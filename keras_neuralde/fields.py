@@ -1,6 +1,7 @@
 """The user's field, as the loop sees it: matrices in, matrices out, parameters as a flat list."""
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,6 +106,20 @@ class Field:
         """Whether `by_components` takes numbers, for there is one trajectory."""
         single = self._layout.rows == 1 and self.is_arithmetic
         return single and arithmetic.comes_apart(self._function.concrete.graph)
+
+    @functools.cached_property
+    def read_by_columns(self):
+        """Which of `theta` are `(rows, few)`, and read column by column by cheap arithmetic."""
+        if not self.is_arithmetic or self._layout.rows == 1:
+            return ()
+        graph, first = self._function.concrete.graph, 1 + len(self._layout.sizes)
+        return tuple(
+            place
+            for place, index in enumerate(self._floating)
+            if self._p_leaves[index].shape.rank == 2
+            and (self._p_leaves[index].shape[1] or math.inf) <= components.MOST
+            and arithmetic.reads_parts(graph, graph.inputs[first + index])
+        )
 
     @property
     def _functions(self):
@@ -387,13 +402,19 @@ class BoundField:
         self.split, self.join, self.joint = field.split, field.join, field.joint
         self.is_arithmetic, self.by_numbers = field.is_arithmetic, field.by_numbers
         self.without_batch = field.without_batch
+        # Outside of loops, which then read each of them as an array of its own.
+        columns = field.read_by_columns if components.is_compiled() else ()
+        self._columns = {index: tf.unstack(theta[index], axis=1) for index in columns}
 
     def __call__(self, t, y):
         return self._field(t, y, self._theta)
 
     def by_components(self, t, parts):
         """See `Field.by_components`."""
-        return self._field.by_components(t, parts, self._theta)
+        theta = list(self._theta)
+        for index, columns in self._columns.items():
+            theta[index] = tf.stack(columns, axis=1)
+        return self._field.by_components(t, parts, theta)
 
     def evaluate(self, function, t, y, *extra):
         """See `Field.evaluate`."""

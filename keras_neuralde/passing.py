@@ -34,8 +34,8 @@ from keras_neuralde.integrate import (
 from keras_neuralde.save_points import at_start
 
 _BLANK = Carry((), (), ())
-# Up to so many save points, turns in which no row can pass one are taken by a loop of their own, which
-# computes nothing for them. With more there is hardly such a turn among many rows.
+# Up to so many save points, turns in which no row can pass one are taken by a loop of their own,
+# which computes nothing for them. With more there is hardly such a turn among many rows.
 _FEW = 32
 # What stands before the carry in the array of a trajectory alone: how many turns there were, the
 # number of the next save point, and where the next step ends.

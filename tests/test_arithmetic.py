@@ -86,3 +86,35 @@ def test_what_does_not_come_apart():
     assert not comes_apart(lambda x: 2.0 * x, [None])
     assert not comes_apart(lambda x: variable * x, [3])
     assert not comes_apart(lambda x: 2.0 * x, [5000])
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda y, p: y * tf.stack(tf.unstack(p, axis=-1)[:3], axis=-1), True),
+        (lambda y, p: y * p[:, 1:2] - p[:, :1], True),
+        (lambda y, p: y * tf.split(p, [1, 3], axis=-1)[0], True),
+        (lambda y, p: y * p[:, :1] + tf.abs(p)[:, 1:], False),
+        (lambda y, p: p[:1] * 2.0, False),
+        (lambda y, p: 2.0 * y, False),
+    ],
+)
+def test_which_parameters_are_read_by_columns(function, expected):
+    specs = [tf.TensorSpec((2, 3), tf.float64), tf.TensorSpec((2, 4), tf.float64)]
+    graph = tf.function(function, autograph=False).get_concrete_function(*specs).graph
+    assert arithmetic.is_arithmetic(graph)
+    assert arithmetic.reads_parts(graph, graph.inputs[1]) == expected
+
+
+def test_what_no_output_depends_on_does_not_count():
+    """A function mapped over rows leaves that of one row behind."""
+
+    def function(x):
+        tf.math.erf(x)
+        return tf.vectorized_map(lambda one: tf.stack([2.0 * one[0], one[1] + one[2]]), x)
+
+    (found,) = evaluated(function, X)
+    np.testing.assert_allclose(found, np.stack([2.0 * X[:, 0], X[:, 1] + X[:, 2]], 1), rtol=1e-15)
+    spec = tf.TensorSpec(X.shape, tf.float64)
+    graph = tf.function(tf.math.erf, autograph=False).get_concrete_function(spec).graph
+    assert not arithmetic.is_arithmetic(graph)
