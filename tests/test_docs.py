@@ -95,6 +95,12 @@ def test_every_page_is_in_the_navigation():
     assert sorted(listed) == sorted(written)
 
 
+def test_the_first_page_links_every_decision():
+    page = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    linked = re.findall(r"\]\(adr/(.*?)\)", page)
+    assert linked == sorted(path.name for path in (ROOT / "docs" / "adr").iterdir())
+
+
 def test_the_gallery_shows_what_was_kept():
     record = json.loads((ROOT / "docs" / "images" / "gallery.json").read_text())
     page = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
