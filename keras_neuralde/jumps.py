@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_neuralde import values
-from keras_neuralde.checks import check_whole
+from keras_neuralde.checks import check_takes, check_whole
 from keras_neuralde.events import RATE, ROOT, Happening
 from keras_neuralde.problems import ODEProblem, Record, SDEProblem
 from keras_neuralde.typing import Nest, Rate, TensorLike
@@ -250,6 +250,7 @@ def _function(rate):
 
 def _at(rate, t, y, p, name="rate"):
     """A rate where a trajectory is, of the shape of `t`."""
+    check_takes(rate, f"{name}(t, y, p)", t, y, p)
     return values.per_trajectory(rate(t, y, p), t, f"{name}(t, y, p)")
 
 
