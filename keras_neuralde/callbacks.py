@@ -272,7 +272,8 @@ def _show(figure):
 def _check_inputs(x):
     """Refuses what no model takes."""
     leaves = tf.nest.flatten(x)
-    if not leaves or any(leaf is None or callable(leaf) for leaf in leaves):
+    no_inputs = str, bytes, os.PathLike, type(None)
+    if not leaves or any(isinstance(leaf, no_inputs) or callable(leaf) for leaf in leaves):
         raise TypeError(
             f"`x` must be a batch of inputs, as `model.predict` takes them. Received: {x!r}"
         )

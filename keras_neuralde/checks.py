@@ -1,6 +1,7 @@
 """What every door asks of a plain argument: one sentence each, with what was expected and came."""
 
 import difflib
+import inspect
 import numbers
 import os
 from typing import Any
@@ -77,6 +78,27 @@ def check_function(name, value, form):
     if not callable(value):
         raise TypeError(f"`{name}` must be a function {form}. Received: {value!r}")
     return value
+
+
+def check_takes(f, form, *arguments):
+    """A function that can be called with these arguments.
+
+    Args:
+        f: the function.
+        form: how it is called, such as `"f(t, y, p)"`.
+        *arguments: what it is about to be called with.
+
+    Raises:
+        TypeError: if it takes fewer or more.
+    """
+    try:
+        inspect.signature(f).bind(*arguments)
+    except ValueError:
+        pass  # Some callables have no signature.
+    except TypeError as error:
+        raise TypeError(
+            f"a function is called as {form}. Received: one that takes {inspect.signature(f)}"
+        ) from error
 
 
 def check_number(name, value):

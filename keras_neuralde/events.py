@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_neuralde import values
 from keras_neuralde.checks import check_array, check_flag, check_function, check_whole
+from keras_neuralde.problems import Record
 from keras_neuralde.programs import function_key
 from keras_neuralde.typing import Condition, Field, TensorLike
 
@@ -17,8 +18,8 @@ ROOT, PRESET, DISCRETE, RATE = "root", "preset", "discrete", "rate"
 _FORM = "{}(t, y, p)"
 
 
-@dataclasses.dataclass(frozen=True)
-class ContinuousEvent:
+@dataclasses.dataclass(frozen=True, repr=False)
+class ContinuousEvent(Record):
     """Happens when a function of time and state crosses zero.
 
     The crossing is found on the interpolant of the step, to rounding, and each trajectory of a
@@ -71,8 +72,8 @@ class ContinuousEvent:
         check_whole("max_events", self.max_events)
 
 
-@dataclasses.dataclass(frozen=True)
-class PresetTimeEvent:
+@dataclasses.dataclass(frozen=True, repr=False)
+class PresetTimeEvent(Record):
     """Happens at given times: a dose, a pulse, a switch.
 
     Steps end there. A time that is the start happens before the first step, one that is the end
@@ -106,8 +107,8 @@ class PresetTimeEvent:
             check_array("times", self.times)
 
 
-@dataclasses.dataclass(frozen=True)
-class DiscreteEvent:
+@dataclasses.dataclass(frozen=True, repr=False)
+class DiscreteEvent(Record):
     """Happens at the end of every step where a condition is true.
 
     What it does depends on where steps end; the gradient is that of the steps that were taken.

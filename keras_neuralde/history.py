@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_neuralde import captures
+from keras_neuralde.checks import check_takes
 from keras_neuralde.fields import BoundField, Field
 from keras_neuralde.interpolation import horner
 
@@ -47,6 +48,7 @@ class DelayFunctions:
         slot = Slot(layout)
 
         def field(t, y, p):
+            check_takes(self.f, "f(t, y, h, p)", t, y, slot.h, p)
             return self.f(t, y, slot.h, p)
 
         t = tf.TensorSpec(layout.batch_shape, layout.dtype)

@@ -19,14 +19,14 @@ import numpy as np
 import tensorflow as tf
 
 from keras_neuralde import values
-from keras_neuralde.checks import check_whole
+from keras_neuralde.checks import check_takes, check_whole
 from keras_neuralde.events import RATE, ROOT, Happening
-from keras_neuralde.problems import ODEProblem, SDEProblem
+from keras_neuralde.problems import ODEProblem, Record, SDEProblem
 from keras_neuralde.typing import Nest, Rate, TensorLike
 
 
-@dataclasses.dataclass(frozen=True)
-class _Jump:
+@dataclasses.dataclass(frozen=True, repr=False)
+class _Jump(Record):
     """What both kinds share."""
 
     rate: Rate
@@ -50,7 +50,7 @@ class _Jump:
         check_whole("mark_size", self.mark_size)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class ConstantRateJump(_Jump):
     """A jump whose rate changes only when something happens.
 
@@ -78,7 +78,7 @@ class ConstantRateJump(_Jump):
     """
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class VariableRateJump(_Jump):
     """A jump whose rate may depend on time and on everything that flows.
 
@@ -132,8 +132,8 @@ def _check_rate(name, value):
         raise ValueError(f"`{name}` must not be negative, infinite or NaN. Received: {value!r}")
 
 
-@dataclasses.dataclass(frozen=True)
-class JumpProblem:
+@dataclasses.dataclass(frozen=True, repr=False)
+class JumpProblem(Record):
     """An ordinary or stochastic equation with jumps.
 
     A solution of it has the field `log_likelihood`, of the shape `(num_times, *batch)` without the
@@ -250,6 +250,7 @@ def _function(rate):
 
 def _at(rate, t, y, p, name="rate"):
     """A rate where a trajectory is, of the shape of `t`."""
+    check_takes(rate, f"{name}(t, y, p)", t, y, p)
     return values.per_trajectory(rate(t, y, p), t, f"{name}(t, y, p)")
 
 

@@ -125,8 +125,9 @@ def minimize(
         left = None if left is None else left - made
         if run.status in _FINAL or left == 0:
             break
-    if bar is not None:
-        print()
+    if bar is not None and run.iterations != bar.target:
+        # It ended before its last iteration, or had no last one.
+        bar.update(run.iterations, [("loss", float(run.minimum))], finalize=True)
     return run.result()
 
 

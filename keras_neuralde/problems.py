@@ -11,7 +11,19 @@ from keras_neuralde.typing import DelayField, Field, History, Nest, TensorLike, 
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class _Problem:
+class Record:
+    """A dataclass that prints its fields briefly, those at their defaults not at all."""
+
+    def __repr__(self):
+        rows = [(field, getattr(self, field.name)) for field in dataclasses.fields(self)]
+        shown = [
+            f"{field.name}={_brief(value)}" for field, value in rows if value is not field.default
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class _Problem(Record):
     """What all problem records can do."""
 
     def _check(self, f, t_span, name="f"):
@@ -40,13 +52,6 @@ class _Problem:
         if unknown:
             raise TypeError(f"the fields of remake() must be among {names}. Received: {unknown}")
         return dataclasses.replace(self, **fields)
-
-    def __repr__(self):
-        rows = [(field, getattr(self, field.name)) for field in dataclasses.fields(self)]
-        shown = [
-            f"{field.name}={_brief(value)}" for field, value in rows if value is not field.default
-        ]
-        return f"{type(self).__name__}({', '.join(shown)})"
 
 
 def _brief(value):

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_neuralde import captures
 from keras_neuralde.brownian import Increment
+from keras_neuralde.checks import check_takes
 from keras_neuralde.fields import Field
 from keras_neuralde.problems import NOISES
 from keras_neuralde.two_part_field import TwoPartField, once
@@ -44,6 +45,7 @@ class StochasticFunctions:
         def diffusion(t, y, p):
             with tf.GradientTape() as tape:
                 tape.watch(y)
+                check_takes(self.g, "g(t, y, p)", t, y, p)
                 out = self.g(t, y, p)
             if any(leaf is None for leaf in tf.nest.flatten(out)):
                 raise ValueError(

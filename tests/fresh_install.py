@@ -1,4 +1,4 @@
-"""Installs built files into fresh environments and follows the start and the serving page there.
+"""Installs built files into fresh environments and follows README, start and serving page there.
 
     python -m tests.fresh_install dist/*.whl dist/*.tar.gz
 

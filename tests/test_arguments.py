@@ -604,7 +604,7 @@ CASES = {
         nde.callbacks.PlotPrediction,
         {"x": Y0},
         {
-            "x": (None, [], decay),
+            "x": (None, [], decay, "logs"),
             "y": given(ARRAYS),
             "t": given(ARRAYS),
             "directory": given(PATHS),
@@ -616,7 +616,7 @@ CASES = {
     "callbacks.SolverStatistics": Case(
         nde.callbacks.SolverStatistics,
         {"x": Y0},
-        {"x": (None, [], decay), "log_dir": given(PATHS), "every": WHOLE},
+        {"x": (None, [], decay, "logs"), "log_dir": given(PATHS), "every": WHOLE},
     ),
     "plot.solution": Case(
         lambda **k: nde.plot.solution(**{"sol": solution()} | k),

@@ -279,3 +279,12 @@ def test_events_run_and_are_accurate():
     assert record["cases"].keys() == events.CASES.keys()
     for name in ("balls", "balls_gradient"):
         assert record["cases"][name]["tools"]["keras_neuralde"]["error"] < 1e-6
+
+
+def test_the_trainings_of_the_seed_page_are_found():
+    from benchmarks import seed
+
+    found = [training for _, training in seed.statements() if training]
+    assert found == list(seed.TRAININGS.values())
+    record = json.loads(seed.RESULTS.read_text())
+    assert list(record["trainings"]) == found

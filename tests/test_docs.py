@@ -95,6 +95,23 @@ def test_every_page_is_in_the_navigation():
     assert sorted(listed) == sorted(written)
 
 
+def test_the_first_page_links_every_decision():
+    page = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    linked = re.findall(r"\]\(adr/(.*?)\)", page)
+    assert linked == sorted(path.name for path in (ROOT / "docs" / "adr").iterdir())
+
+
+def test_every_table_has_its_place_and_its_rows():
+    from docs import hooks
+
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    marked = [mark for mark in re.findall(r"<!-- .*? -->", text) if "Made by" not in mark]
+    assert sorted(marked) == sorted(hooks._TABLES)
+    for mark in marked:
+        rows = list(hooks._TABLES[mark]())
+        assert any(row.startswith("|---") for row in rows) and "Measured by" not in rows[0], mark
+
+
 def test_the_gallery_shows_what_was_kept():
     record = json.loads((ROOT / "docs" / "images" / "gallery.json").read_text())
     page = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")

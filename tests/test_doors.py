@@ -79,6 +79,25 @@ def test_fields_as_they_are_written_for_scipy(field, error, match):
         nde.solve(nde.ODEProblem(lambda t, y, p: -y, 1.0, (0.0, 1.0)), rtol=-1)
 
 
+def test_functions_of_too_few_arguments_are_named():
+    span, two = (0.0, 1.0), lambda t, y: y
+    jump = nde.ConstantRateJump(two, decay)
+    for call, form in (
+        (lambda: nde.solve(problem(), events=[nde.ContinuousEvent(two)]), "condition(t, y, p)"),
+        (lambda: nde.solve(problem(), events=[nde.DiscreteEvent(two)]), "condition(t, y, p)"),
+        (lambda: nde.solve(problem(), events=[nde.PresetTimeEvent([0.5], two)]), "affect(t, y, p)"),
+        (lambda: nde.solve(nde.JumpProblem(problem(), [jump]), seed=0), "rate(t, y, p)"),
+        (lambda: nde.solve(nde.SDEProblem(decay, two, ONE, span, ONE), seed=0), "g(t, y, p)"),
+        (
+            lambda: nde.solve(nde.DDEProblem(decay, ONE, lambda t, p: p, span, ONE, lags=[0.1])),
+            "f(t, y, h, p)",
+        ),
+    ):
+        with pytest.raises(TypeError) as caught:
+            call()
+        assert f"called as {form}. Received: one that takes (t, y" in str(caught.value), form
+
+
 def test_minimize():
     def square(p):
         return tf.add_n([tf.reduce_sum(leaf**2) for leaf in tf.nest.flatten(p)])

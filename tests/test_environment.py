@@ -57,6 +57,25 @@ def test_problems_print_shapes_not_numbers(problem, text):
     assert repr(problem) == text
 
 
+def test_events_jumps_and_optimizers_print_settings_and_names():
+    import keras
+
+    assert repr(nde.ContinuousEvent(rotation, terminal=True)) == (
+        "ContinuousEvent(condition=rotation, terminal=True)"
+    )
+    jump = nde.ConstantRateJump(2.0, rotation)
+    problem = nde.ODEProblem(rotation, 1.0, (0.0, 1.0))
+    assert repr(nde.JumpProblem(problem, [jump])) == (
+        f"JumpProblem(problem={problem!r}, jumps=(ConstantRateJump(rate=2.0, affect=rotation)))"
+    )
+    lbfgs = nde.optimizers.LBFGS(20, freeze_steps=True)
+    assert repr(lbfgs) == "LBFGS(freeze_steps=True, history_size=20)"
+    assert repr(nde.optimizers.BFGS()) == "BFGS()"
+    assert repr(nde.optimizers.Chain([keras.optimizers.Adam(), lbfgs], steps=[300])) == (
+        f"<Chain: Adam for 300 steps, then {lbfgs!r}>"
+    )
+
+
 def test_layers_print_what_they_solve():
     import keras
 
@@ -106,15 +125,20 @@ def test_a_bar_counts_the_iterations(terminal, monkeypatch, capsys):
 
     class Bar:
         def __init__(self, target, **_):
+            self.target = target
             drawn.append(target)
 
-        def update(self, done, values):
-            drawn.append((done, *values))
+        def update(self, done, values, finalize=None):
+            drawn.append((done, *values, finalize))
 
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
     monkeypatch.setattr("keras.utils.Progbar", Bar)
     keywords = {"max_iters": 2, "jit_compile": False}
     result = nde.minimize(lambda p: p**2, np.float64(3.0), nde.optimizers.BFGS(0.1), **keywords)
-    expected = [2, *((i + 1, ("loss", loss)) for i, loss in enumerate(result.history))]
+    expected = [2, *((i + 1, ("loss", loss), None) for i, loss in enumerate(result.history))]
     assert drawn == (expected if terminal else [])
-    assert capsys.readouterr().out == ("\n" if terminal else "")
+    assert capsys.readouterr().out == ""
+    drawn.clear()
+    result = nde.minimize(lambda p: p**2, np.float64(3.0), nde.optimizers.BFGS(0.1))
+    last = (result.iterations, ("loss", result.minimum), True)
+    assert drawn[-1:] == ([last] if terminal else []), "where it ends by itself, the end is drawn"

@@ -1,11 +1,11 @@
 """What the front door needs to know of each kind of problem."""
 
 import dataclasses
-import inspect
 from typing import Any
 
 import tensorflow as tf
 
+from keras_neuralde.checks import check_takes
 from keras_neuralde.programs import function_key
 from keras_neuralde.settings import Shape
 
@@ -167,14 +167,7 @@ def checked(f, layout, name="f(t, y, p)"):
 
 def _called(f, name, arguments):
     """What `f` returns; with a sentence for what newcomers write first."""
-    try:
-        inspect.signature(f).bind(*arguments)
-    except ValueError:
-        pass  # Some callables have no signature.
-    except TypeError as error:
-        raise TypeError(
-            f"a function is called as {name}. Received: one that takes {inspect.signature(f)}"
-        ) from error
+    check_takes(f, name, *arguments)
     try:
         return f(*arguments)
     except NotImplementedError as error:

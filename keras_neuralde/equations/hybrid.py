@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_neuralde import captures, values
+from keras_neuralde.checks import check_takes
 from keras_neuralde.equations.base import Equation, Lifted, checked, spanning
 from keras_neuralde.equations.stochastic import LiftedStochastic, trajectories_of, words_of
 from keras_neuralde.events import DISCRETE, PRESET, RATE, ROOT
@@ -202,6 +203,7 @@ def _scalar(function, name, dtype):
     """`function` with what it returns compared with one number for each trajectory."""
 
     def scalar(t, y, p):
+        check_takes(function, f"{name}(t, y, p)", t, y, p)
         return values.per_trajectory(function(t, y, p), t, f"{name}(t, y, p)", dtype)
 
     return scalar

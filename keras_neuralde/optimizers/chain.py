@@ -69,6 +69,11 @@ class Chain(keras.optimizers.Optimizer):
         closures = [i for i, o in enumerate(self.optimizers) if isinstance(o, ClosureOptimizer)]
         self._closure_index = closures[0] if closures else None
 
+    def __repr__(self):
+        lengths = [f" for {count} steps" for count in self.steps] + [""]
+        stages = zip(self.optimizers, lengths, strict=True)
+        return f"<Chain: {', then '.join(_brief(stage) + length for stage, length in stages)}>"
+
     def closure_stage(self):
         """The stage that evaluates the loss itself, or `None`."""
         return None if self._closure_index is None else self.optimizers[self._closure_index]
@@ -263,3 +268,9 @@ def _checked_steps(steps, stages):
             f"({stages} stages). Received: {steps!r}"
         )
     return counts
+
+
+def _brief(optimizer):
+    """An optimizer's name, of ours with its settings."""
+    own = isinstance(optimizer, ClosureOptimizer)
+    return repr(optimizer) if own else type(optimizer).__name__

@@ -1,5 +1,6 @@
 """What L-BFGS and BFGS share: options, the accepted iteration, and when it is the last one."""
 
+import inspect
 from typing import Any, Literal, TypeAlias, get_args
 
 import tensorflow as tf
@@ -176,6 +177,15 @@ class QuasiNewton(ClosureOptimizer):
             return tf.ones((), gradient.dtype)
         size = tf.reduce_max(tf.abs(gradient))
         return self.initial_step_norm / tf.maximum(size, tf.constant(1e-30, size.dtype))
+
+    def __repr__(self):
+        defaults = inspect.signature(type(self).__init__).parameters
+        shown = [
+            f"{name}={value!r}"
+            for name, value in self.get_config().items()
+            if name in defaults and value != defaults[name].default
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def get_config(self):
         return {
