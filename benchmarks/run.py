@@ -95,6 +95,7 @@ def measure(workload, names, rounds, seconds):
             "arrays": path,
             "joint": TOOLS[name].joint,
             "chunked": TOOLS[name].chunked,
+            "devices": TOOLS[name].devices,
             "numba": TOOLS[name].numba,
             "gpu": TOOLS[name].gpu,
         }

@@ -44,6 +44,14 @@ the steps of one oscillator in batches of others; the time to compile.
 
 <!-- scaling -->
 """
+_EQUAL = """\
+## A network's gradient at equal errors
+
+The gradient of the wide network above, each tool at the loosest tolerance that keeps its error
+below 1e-5. Stiff equations at equal errors are on [their page](stiff.md).
+
+<!-- network at equal error -->
+"""
 _HEADER = (
     "| tool | compile | call | in a loop | × call | × fastest | error |\n"
     "|---|---|---|---|---|---|---|"
@@ -113,7 +121,7 @@ def write(results):
         parts.append(f"## {record['title']}\n\n{record['text']} {settings}.\n")
         parts.append("\n".join([_HEADER, *rows(record), ""]))
         parts.append(_circumstances(record))
-    parts.append(_SCALING)
+    parts += [_EQUAL, _SCALING]
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text("\n".join(parts))
 

@@ -32,6 +32,7 @@ class Tool:
         numba: the field compiled by Numba.
         gpu: on a GPU; skipped with a sentence where the tool sees none.
         chunked: through the tool's own function for ensembles, from a problem for one trajectory.
+        devices: how many logical devices of the CPU share the work.
         text: what the table says about it.
     """
 
@@ -42,6 +43,7 @@ class Tool:
     chunked: bool = False
     numba: bool = False
     gpu: bool = False
+    devices: int = 1
     text: str = ""
 
 
@@ -57,6 +59,10 @@ TOOLS = {
     "keras_neuralde_ensemble": Tool(
         "keras_neuralde", "ours", chunked=True,
         text="`solve_ensemble` of a problem for one trajectory, in chunks of 16,384",
+    ),
+    "keras_neuralde_two": Tool(
+        "keras_neuralde", "ours", chunked=True, devices=2,
+        text="the same with a `strategy` over two logical devices, one for each core",
     ),
     "keras_neuralde_gpu": Tool(
         "keras_neuralde", "ours", gpu=True, text="the same on a GPU, where TensorFlow sees one"

@@ -15,7 +15,7 @@ from benchmarks.run import machine
 from benchmarks.tools import ROOT
 
 
-def options(description, peers, rounds, arguments=None):
+def options(description, peers, rounds, arguments=None, cases=()):
     """What the command line says.
 
     Args:
@@ -23,14 +23,17 @@ def options(description, peers, rounds, arguments=None):
         peers: names of other tools.
         rounds: how often each time is taken, by default.
         arguments: the command line; that of the process by default.
+        cases: the names of cases, where single ones can be measured.
 
     Returns:
-        A namespace with `smoke`, `peers` and `rounds`.
+        A namespace with `smoke`, `peers` and `rounds`, and `cases` if there are any.
     """
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: does everything run?")
     parser.add_argument("--peers", nargs="*", choices=peers, default=list(peers))
     parser.add_argument("--rounds", type=int, default=rounds)
+    if cases:
+        parser.add_argument("--cases", nargs="*", choices=cases, default=list(cases))
     return parser.parse_args(arguments)
 
 

@@ -15,7 +15,8 @@ WITH_JOINT = (
 )
 GPU = ("keras_neuralde_gpu",)
 CLASSIC = ("keras_neuralde", "diffrax", "torchdiffeq", "scipy", "scipy_numba", "c")
-LARGE = ("keras_neuralde", "keras_neuralde_ensemble", "diffrax")
+ENSEMBLES = ("keras_neuralde", "keras_neuralde_ensemble", "keras_neuralde_two")
+LARGE = (*ENSEMBLES, "diffrax")
 STIFF = ("robertson", "brusselator")
 LEARNING_RATE = 0.05
 
@@ -172,7 +173,7 @@ WORKLOADS = (
         "Lorenz's equations, 10,000 trajectories",
         "The same, from initial values within 0.1 of (1, 0, 0). Compare its time for each "
         "trajectory with that of one trajectory above.",
-        **_LORENZ | {"batch": 10_000, "loop": 1, "cores": None, "tools": ("keras_neuralde", "c")},
+        **_LORENZ | {"batch": 10_000, "loop": 1, "cores": None, "tools": (*ENSEMBLES, "c")},
     ),
     Workload(
         "robertson_solve",

@@ -191,25 +191,31 @@ def work_precision_rows():
     yield f"{record['date']}, {record['cores']} cores, load {record['load']:.1f}."
 
 
-def equal_error_rows():
+def equal_error_rows(cases=("values", "gradient"), base="`rodas5p`"):
     """The time that each tool takes for one error of a Brusselator and of its gradient."""
     path = _RESULTS / "equal_error.json"
     if not path.exists():
         yield "Measured by `python -m benchmarks.equal_error`."
         return
-    names = {"rodas5p": "`rodas5p`", "kvaerno5": "`kvaerno5`", "diffrax": "diffrax, `Kvaerno5`"}
-    record = json.loads(path.read_text())
-    yield "| | tool | rtol = atol | error | call | × `rodas5p` |"
+    found = json.loads(path.read_text())["cases"]
+    yield f"| | tool | rtol = atol | error | call | × {base} |"
     yield "|---|---|---|---|---|---|"
-    for case in record["cases"].values():
+    for case in (found[name] for name in cases if name in found):
         for tool, row in case["tools"].items():
-            cells = [case["title"], names[tool], f"{row['rtol']:.0e}", f"{row['error']:.0e}"]
+            shown = "diffrax" if tool == "diffrax" else f"`{tool}`"
+            cells = [case["title"], shown, f"{row['rtol']:.0e}", f"{row['error']:.0e}"]
             milliseconds = 1e3 * row["call"]
             shown = f"{milliseconds:.3g}" if milliseconds < 1e3 else f"{milliseconds:,.0f}"
-            cells += [f"{shown} ms", f"{row['ratio']:.2g}"]
+            cells += [f"{shown} ms", f"{row['ratio']:.3g}"]
             yield "| " + " | ".join(cells) + " |"
     yield ""
-    yield f"{record['machine']}. Made by `python -m benchmarks.equal_error`."
+    about = [found[name]["machine"] for name in cases if name in found]
+    yield f"{' / '.join(dict.fromkeys(about))}. Made by `python -m benchmarks.equal_error`."
+
+
+def network_at_equal_error_rows():
+    """The same of the gradient of a network."""
+    return equal_error_rows(("network",), "`tsit5`")
 
 
 def time_for(points, error):
@@ -320,6 +326,7 @@ _TABLES = {
     "<!-- implicit methods -->": implicit_rows,
     "<!-- work precision -->": work_precision_rows,
     "<!-- equal error -->": equal_error_rows,
+    "<!-- network at equal error -->": network_at_equal_error_rows,
     "<!-- adjoints -->": adjoint_rows,
     "<!-- frozen steps -->": frozen_rows,
     "<!-- fit -->": fit_rows,

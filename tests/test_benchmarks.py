@@ -240,14 +240,15 @@ def test_work_precision_curves(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_brusselator_at_equal_errors():
+def test_equal_errors():
     from benchmarks import equal_error
 
     record = equal_error.main(["--smoke", "--peers", "--rounds", "1"])
-    tools = record["cases"]["values"]["tools"]
-    assert tools.keys() == set(equal_error.OURS)
-    for row in tools.values():
-        assert row["error"] <= record["error"] and row["call"] > 0.0
+    assert record["cases"].keys() == {"values", "network"}
+    for name, case in record["cases"].items():
+        assert case["tools"].keys() == set(equal_error.CASES[name].methods)
+        for row in case["tools"].values():
+            assert row["error"] <= case["error"] and row["call"] > 0.0
 
 
 def test_the_tolerance_of_an_error():

@@ -28,7 +28,7 @@ def build(spec, arrays):
 
 
 def at_tolerance(spec, arrays):
-    """The result of a stiff workload as a function of its tolerances, compiled once.
+    """The result of a workload as a function of its tolerances, compiled once.
 
     Args:
         spec: the workload's settings, its tolerances left out.
@@ -38,15 +38,16 @@ def at_tolerance(spec, arrays):
         A function of one number, rtol and atol.
     """
     y0, p = jnp.asarray(arrays["y0"]), [jnp.asarray(leaf) for leaf in arrays["p"]]
-    times, target = jnp.asarray(arrays["times"]), jnp.asarray(arrays["target"])
+    times, general = jnp.asarray(arrays["times"]), spec | {"joint": False}
+    target = _target(general, arrays)
 
     @jax.jit
     def run(tolerance):
-        general = spec | {"joint": False, "rtol": tolerance, "atol": tolerance}
-        states = _states(general, times)
+        tolerance = jnp.asarray(tolerance, y0.dtype)
+        states = _states(general | {"rtol": tolerance, "atol": tolerance}, times)
         if spec["task"] == "solve":
             return states(y0, p)
-        return jnp.concatenate(_gradient(states, target)(y0, p))
+        return jnp.concatenate([leaf.ravel() for leaf in _gradient(states, target)(y0, p)])
 
     return lambda tolerance: np.asarray(run(tolerance))
 

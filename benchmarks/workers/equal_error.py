@@ -60,11 +60,11 @@ def main():
     tool, case = sys.argv[1], json.loads(sys.argv[2])
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    if hasattr(os, "sched_setaffinity"):
+    if case["spec"]["cores"] == 1 and hasattr(os, "sched_setaffinity"):
         # As in `benchmarks.run`: a second core only adds hand-overs between threads.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-1:])
     arrays = dict(np.load(case["arrays"]))
-    arrays["p"] = [arrays["p0"]]
+    arrays["p"] = [arrays[f"p{i}"] for i in range(sum(key[0] == "p" for key in arrays))]
     exact = arrays["reference"]
     began = time.perf_counter()
     run = program(tool, case["spec"], arrays)

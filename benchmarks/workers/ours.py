@@ -16,6 +16,10 @@ from benchmarks.workloads import STIFF
 def build(spec, arrays):
     """The workload in this package; see `benchmarks.workers.serve.Program`."""
     gpus = tf.config.list_physical_devices("GPU")
+    if spec["devices"] > 1:
+        (cpu,) = tf.config.list_physical_devices("CPU")
+        parts = [tf.config.LogicalDeviceConfiguration()] * spec["devices"]
+        tf.config.set_logical_device_configuration(cpu, parts)
     if not spec["gpu"]:
         # TensorFlow would take a GPU by itself.
         tf.config.set_visible_devices([], "GPU")
@@ -52,7 +56,7 @@ def _build(spec, arrays):
 
 
 def at_tolerance(spec, arrays, method):
-    """The result of a stiff workload as a function of its tolerances, compiled once.
+    """The result of a workload as a function of its tolerances, compiled once.
 
     Args:
         spec: the workload's settings, its tolerances left out.
@@ -71,7 +75,8 @@ def at_tolerance(spec, arrays, method):
         states = _states(general | {"rtol": tolerance, "atol": tolerance}, times)
         if spec["task"] == "solve":
             return states(y0, p)
-        return tf.concat(_gradient(_loss(states, target, 1))(y0, p), 0)
+        found = _gradient(_loss(states, target, spec["batch"] or 1))(y0, p)
+        return tf.concat([tf.reshape(leaf, [-1]) for leaf in found], 0)
 
     return lambda tolerance: run(tf.constant(tolerance, y0.dtype)).numpy()
 
@@ -146,18 +151,26 @@ def _states(spec, times):
 
 def _ensemble(spec, arrays):
     """The same from a problem for one trajectory; its chunks are a Python loop, so no other is."""
-    (p,) = arrays["p"]
-    varied = tf.constant(p)
+    (p,), times = arrays["p"], arrays["times"]
     problem = nde.ODEProblem(_field(spec), arrays["y0"][0], (0.0, spec["t1"]), [p[0]])
-    tolerances = {"rtol": spec["rtol"], "atol": spec["atol"]}
+    options = {"rtol": spec["rtol"], "atol": spec["atol"], "seed": 0}
+    if spec["num_saves"] is not None:
+        options["saveat"] = times
+    if spec["devices"] > 1:
+        devices = [f"CPU:{number}" for number in range(spec["devices"])]
+        options["strategy"] = tf.distribute.MirroredStrategy(devices)
+    # What is the same for all trajectories is shared by them.
+    rates = None if np.ptp(p, axis=0).max() == 0.0 else tf.constant(p)
+    starts = None if np.ptp(arrays["y0"], axis=0).max() == 0.0 else tf.constant(arrays["y0"])
 
     def vary(problem, i, seed):
-        return problem.remake(p=[tf.gather(varied, i)])
+        changes = {} if rates is None else {"p": [tf.gather(rates, i)]}
+        return problem.remake(**changes, **({} if starts is None else {"y0": tf.gather(starts, i)}))
 
     def call():
-        return nde.solve_ensemble(problem, len(p), "tsit5", vary=vary, seed=0, **tolerances).y
+        return nde.solve_ensemble(problem, len(p), "tsit5", vary=vary, **options).y
 
-    return Program(call=call, values=lambda y: y.numpy()[None])
+    return Program(call=call, values=lambda y: y.numpy()[None] if y.ndim == 2 else y.numpy())
 
 
 def _loss(states, target, batch):
