@@ -121,6 +121,8 @@ def write(results):
         parts.append(f"## {record['title']}\n\n{record['text']} {settings}.\n")
         parts.append("\n".join([_HEADER, *rows(record), ""]))
         parts.append(_circumstances(record))
+        if record["name"] == "lorenz_ensemble":
+            parts.append(_beside_one(record, records))
     parts += [_EQUAL, _SCALING]
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text("\n".join(parts))
@@ -129,6 +131,25 @@ def write(results):
 def _tools_text(records):
     names = [name for name in TOOLS if any(name in record["tools"] for record in records)]
     return "\n".join([f"- `{name}`: {TOOLS[name].text}." for name in names] + [""])
+
+
+def _beside_one(ensemble, records):
+    """What a trajectory of an ensemble takes, beside one trajectory in torchdiffeq."""
+    (alone,) = (record for record in records if record["name"] == "lorenz_solve")
+    slow = _median(alone["tools"].get("torchdiffeq", {}).get("call_s", []))
+    if slow is None:
+        return ""
+    count, said = ensemble["spec"]["batch"], []
+    for name, tool in ensemble["tools"].items():
+        if name.startswith("keras_neuralde") and "call_s" in tool:
+            each = _median(tool["call_s"]) / count
+            said.append(f"`{name}` takes {_time(each)}, of which {slow / each:,.0f} fit into it")
+    return (
+        f"What is compared: `torchdiffeq` takes {_time(slow)} for the one trajectory above. For "
+        f"one trajectory of this ensemble {'; '.join(said)}. A batch in `torchdiffeq`, which has "
+        "one step size for all of it, is not measured here; in the ensembles of Lotka-Volterra it "
+        "is.\n"
+    )
 
 
 def _circumstances(record):
