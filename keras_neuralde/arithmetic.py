@@ -58,8 +58,8 @@ def is_arithmetic(graph):
 
 
 def _needed(graph):
-    """The operations that the outputs depend on: what was mapped over rows is still there too."""
-    found, waiting = set(), [one.op for one in graph.outputs]
+    """What the outputs depend on, and what has effects: what was mapped over rows is left over."""
+    found, waiting = set(), [one.op for one in graph.outputs] + list(graph.control_outputs)
     while waiting:
         operation = waiting.pop()
         if operation.name not in found:

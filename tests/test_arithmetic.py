@@ -118,3 +118,13 @@ def test_what_no_output_depends_on_does_not_count():
     spec = tf.TensorSpec(X.shape, tf.float64)
     graph = tf.function(tf.math.erf, autograph=False).get_concrete_function(spec).graph
     assert not arithmetic.is_arithmetic(graph)
+
+
+def test_effects_count():
+    def function(x):
+        tf.print(x)
+        return 2.0 * x
+
+    spec = tf.TensorSpec(X.shape, tf.float64)
+    graph = tf.function(function, autograph=False).get_concrete_function(spec).graph
+    assert not arithmetic.is_arithmetic(graph)
