@@ -88,19 +88,19 @@ def reads_parts(graph, tensor):
 
 def comes_apart(graph):
     """Whether `evaluate` can do with a graph that is arithmetic."""
-    total = 0
+    # All inputs are taken apart, also what nothing reads.
+    tensors = list(graph.inputs)
+    if any(tensor.dtype == tf.resource for tensor in tensors):
+        return False
     for operation in _needed(graph):
-        if operation.type == "ReadVariableOp":
-            return False
-        for output in operation.outputs:
-            if not output.shape.is_fully_defined():
-                return False
-            total += output.shape.num_elements()
         if operation.type == "StridedSlice" and any(
             tf.get_static_value(one) is None for one in operation.inputs[1:]
         ):
             return False
-    return total <= _NUMBERS
+        tensors += [] if operation.type == "Placeholder" else operation.outputs
+    if not all(tensor.shape.is_fully_defined() for tensor in tensors):
+        return False
+    return sum(tensor.shape.num_elements() for tensor in tensors) <= _NUMBERS
 
 
 def numbers(tensor):

@@ -329,9 +329,11 @@ def _integrate(bound, settings, shape, gradient, inputs):
 
 
 def _most_turns(plan, inputs):
-    """The most turns of a loop whose steps are equal and nothing cuts; `None` if not known."""
+    """The most turns of a loop, of equal steps that nothing cuts or of any; `None` if not known."""
     if not isinstance(plan.controller, controllers.Constant):
-        return None
+        # Every turn is an attempt.
+        other = plan.happenings is not None or plan.watches
+        return None if other else plan.max_steps
     # Implicit methods may try a step again.
     if plan.stops or plan.happenings is not None or plan.solver.implicit:
         return None

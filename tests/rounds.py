@@ -22,7 +22,8 @@ _IMPLICIT = (
     "tests/solvers/test_switching.py",
 )
 ROUNDS = (
-    ("tests/adjoints",),
+    ("tests/adjoints/test_discrete.py",),
+    ("tests/adjoints", "--ignore=tests/adjoints/test_discrete.py"),
     _IMPLICIT,
     ("tests/solvers", "tests/tableaus", *(f"--ignore={path}" for path in _IMPLICIT)),
     ("tests/layers",),

@@ -128,3 +128,21 @@ def test_effects_count():
     spec = tf.TensorSpec(X.shape, tf.float64)
     graph = tf.function(function, autograph=False).get_concrete_function(spec).graph
     assert not arithmetic.is_arithmetic(graph)
+
+
+@pytest.mark.parametrize("shape", [(60_000,), (None,)])
+def test_what_is_not_read_is_taken_apart_too(shape):
+    """So it must be small, or the graph stays whole."""
+    specs = [tf.TensorSpec(X.shape, tf.float64), tf.TensorSpec(shape, tf.float64)]
+    function = tf.function(lambda x, unread: 2.0 * x, autograph=False)
+    graph = function.get_concrete_function(*specs).graph
+    assert arithmetic.is_arithmetic(graph)
+    assert not arithmetic.comes_apart(graph)
+
+
+def test_variables_stay_whole():
+    variable = tf.Variable(2.0, dtype=tf.float64)
+    spec = tf.TensorSpec(X.shape, tf.float64)
+    for function in (lambda x: variable * x, lambda x: (variable + 1.0, 2.0 * x)[1]):
+        graph = tf.function(function, autograph=False).get_concrete_function(spec).graph
+        assert not arithmetic.comes_apart(graph)

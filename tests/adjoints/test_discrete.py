@@ -472,6 +472,46 @@ def test_a_known_number_of_equal_steps_is_recorded_at_once(t_span, saveat):
     assert np.all(np.abs(found[1]) > 1e-3)
 
 
+@pytest.mark.parametrize("saveat", [None, [0.25, 0.5, 0.5, 2.0]])
+def test_few_steps_at_most_need_no_checkpoints(saveat):
+    """The same gradient from a program without what would run segments once more."""
+    y0 = tf.constant(np.linspace(0.5, 2.0, 6).reshape(3, 2))
+    p = tf.constant([[1.0], [20.0], [3.0]], tf.float64)
+
+    def gradient(y0, p, max_steps):
+        with tf.GradientTape() as tape:
+            tape.watch([y0, p])
+            problem = nde.ODEProblem(lambda t, y, p: -p * tf.sin(y), y0, (0.0, 2.0), p)
+            sol = nde.solve(
+                problem, "tsit5", saveat=saveat, rtol=1e-10, atol=1e-10, batch_ndims=1,
+                max_steps=max_steps, throw=False,
+            )  # fmt: skip
+            loss = tf.reduce_sum(tf.where(tf.math.is_finite(sol.y), sol.y, 0.0) ** 2)
+        return *tape.gradient(loss, [y0, p]), sol.stats.num_steps, sol.status
+
+    def compiled(most):
+        return tf.function(lambda y0, p: gradient(y0, p, most), autograph=False, jit_compile=True)
+
+    found, loops = {}, {}
+    for most in (256, 257, 80):
+        program = compiled(most)
+        text = program.experimental_get_compiler_ir(y0, p)(stage="hlo")
+        found[most], loops[most] = program(y0, p), text.count(" while(")
+    assert loops[256] < loops[257] - 1
+    *_, steps, status = found[256]
+    assert 64 < max(steps) < 256 and not np.any(status)
+    for one, other in zip(found[256][:2], found[257][:2], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12)
+        assert np.all(one)
+    # A trajectory that needs more has a status and no gradient; the others have theirs.
+    failed = np.asarray(found[80][-1]) == int(nde.Status.MAX_STEPS)
+    np.testing.assert_array_equal(failed, np.asarray(steps) > 80)
+    assert failed.any() and not failed.all()
+    for one, other in zip(found[80][:2], found[256][:2], strict=True):
+        expected = np.where(failed[:, None], 0.0, other)
+        np.testing.assert_allclose(one, expected, rtol=1e-12)
+
+
 def test_a_known_number_of_steps_needs_no_checkpoints():
     """The record is as long as the steps, and nothing else is kept of them, up to a limit."""
 
