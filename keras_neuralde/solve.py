@@ -91,8 +91,9 @@ def solve(
         adjoint: how gradients are computed: `"discrete"` (default) or another name or object of
             `keras_neuralde.adjoints`.
         checkpoints: how many states the discrete adjoint keeps; memory grows with it, and
-            more of them mean less recomputation. In a compiled program that knows the number
-            of its equal steps, up to four for each checkpoint are kept instead.
+            more of them mean less recomputation. Up to four steps for each checkpoint are kept
+            instead where there cannot be more: by `max_steps`, or by the number of equal steps
+            where a compiled program knows it.
         events: a list of `ContinuousEvent`, `PresetTimeEvent` and `DiscreteEvent`. A save point at
             the time of an event is the state after its affect, and so is the final state.
         seed: decides Brownian paths and jumps: an integer, an integer tensor of
