@@ -19,11 +19,11 @@ _INTRODUCTION = """\
 
 <!-- Made by `python -m benchmarks.table` from benchmarks/results; edits here are lost. -->
 
-One run on one machine: each tool in a process and an environment of its own, times taken in rounds,
-one tool after the other. Tolerances are the same numbers for every tool; what each of them made of
-these numbers stands in the error column. Where a line says "one core", every tool is kept to one,
-which costs none of them more than a few percent and makes some twice as fast. Measure on your own
-machine with `make bench`.
+Each table is one run on one machine, which is named below it: each tool in a process and an
+environment of its own, times taken in rounds, one tool after the other. Tolerances are the same
+numbers for every tool; what each of them made of these numbers stands in the error column. Where a
+line says "one core", every tool is kept to one, which costs none of them more than a few percent
+and makes some twice as fast. Measure on your own machine with `make bench`.
 
 - **compile**: what the first call takes longer than the next ones.
 - **call**: one call from Python, with its result ready.
@@ -47,8 +47,8 @@ the steps of one oscillator in batches of others; the time to compile.
 _EQUAL = """\
 ## A network's gradient at equal errors
 
-The gradient of the wide network above, each tool at the loosest tolerance that keeps its error
-below 1e-5. Stiff equations at equal errors are on [their page](stiff.md).
+The gradient of the wide network, each tool at the loosest tolerance that keeps its error below
+1e-5. Stiff equations at equal errors are on [their page](stiff.md).
 
 <!-- network at equal error -->
 """
@@ -145,10 +145,10 @@ def _beside_one(ensemble, records):
             each = _median(tool["call_s"]) / count
             said.append(f"`{name}` takes {_time(each)}, of which {slow / each:,.0f} fit into it")
     return (
-        f"What is compared: `torchdiffeq` takes {_time(slow)} for the one trajectory above. For "
-        f"one trajectory of this ensemble {'; '.join(said)}. A batch in `torchdiffeq`, which has "
-        "one step size for all of it, is not measured here; in the ensembles of Lotka-Volterra it "
-        "is.\n"
+        f"What is compared: `torchdiffeq` takes {_time(slow)} for the one trajectory above, on one "
+        f"core. For one trajectory of this ensemble, its whole time on all cores divided by "
+        f"{count:,}, {'; '.join(said)}. A batch in `torchdiffeq`, which has one step size for all "
+        "of it, is not measured here; in the ensembles of Lotka-Volterra it is.\n"
     )
 
 
