@@ -31,13 +31,20 @@ def main():
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: does everything run?")
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--output", type=pathlib.Path, default=RESULTS, help="the JSON file")
+    parser.add_argument("--only", nargs="*", choices=MEASURES, help="these; the others stay")
     options = parser.parse_args()
     if options.one:
         name, *numbers = options.one
         print(json.dumps(MEASURES[name](*map(int, numbers))))
         return
     record = {"date": datetime.date.today().isoformat(), "machine": machine()}
+    wanted = options.only or list(MEASURES)
+    if options.only and options.output.exists():
+        # The date and the machine are those of the last measurement.
+        record = json.loads(options.output.read_text()) | record
     for name, cases in cases_of(options.smoke).items():
+        if name not in wanted:
+            continue
         record[name] = [
             dict(zip(_ARGUMENTS[name], case, strict=True)) | _run(name, case) for case in cases
         ]
@@ -50,7 +57,7 @@ _ARGUMENTS = {
     "memory": ("steps", "checkpoints"),
     "krylov": ("states",),
     "steps": ("batch",),
-    "compile": (),
+    "compile": ("max_steps",),
 }
 
 
@@ -58,13 +65,13 @@ def cases_of(smoke):
     """What is measured, by name: the arguments of each case."""
     if smoke:
         return {
-            "memory": [(100, 4)], "krylov": [(32,)], "steps": [(1,), (4,)], "compile": [()]
+            "memory": [(100, 4)], "krylov": [(32,)], "steps": [(1,), (4,)], "compile": [(256,)]
         }  # fmt: skip
     return {
         "memory": [(n, c) for c in (16, 64, 256) for n in (1_000, 10_000, 100_000)],
         "krylov": [(1000,), (2000,), (4000,), (8000,), (16_000,)],
         "steps": [(1,), (32,), (1024,)],
-        "compile": [()],
+        "compile": [(100_000,), (256,)],
     }
 
 
@@ -170,7 +177,7 @@ def _steps(batch):
     return {"per_sample": counts[0], "joint": counts[1]}
 
 
-def _compile():
+def _compile(max_steps):
     """Tracing and compiling the gradient of the spiral; traces when values change."""
     import numpy as np
     import tensorflow as tf
@@ -195,7 +202,8 @@ def _compile():
             tape.watch(p)
             problem = nde.ODEProblem(field, y0, (0.0, t1), p)
             times = tf.linspace(0.0, 1.5, 30)
-            y = nde.solve(problem, "tsit5", saveat=times, rtol=rtol, batch_ndims=1).y
+            options = {"rtol": rtol, "batch_ndims": 1, "max_steps": max_steps}
+            y = nde.solve(problem, "tsit5", saveat=times, **options).y
             loss = tf.reduce_sum(y**2)
         return tape.gradient(loss, p)
 

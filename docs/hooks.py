@@ -165,10 +165,13 @@ def scaling_rows():
     for row in record["steps"]:
         yield f"| {row['batch']:,} | {row['per_sample']} | {row['joint']} |"
     yield ""
-    (row,) = record["compile"]
+    said = [
+        f"{row['seconds']:.2g} s with `max_steps={row['max_steps']}`" for row in record["compile"]
+    ]
+    traces = max(row["traces_after_new_values"] for row in record["compile"])
     yield (
-        f"Tracing and compiling the gradient of the spiral took {row['seconds']:.2g} s; new "
-        f"values, times and tolerances led to {row['traces_after_new_values']} more traces."
+        f"Tracing and compiling the gradient of the spiral took {' and '.join(said)}; new values, "
+        f"times and tolerances led to {traces} more traces."
     )
 
 
