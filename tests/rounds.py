@@ -12,10 +12,6 @@ import subprocess
 import sys
 import time
 
-# Of the examples in full, about one half.
-_FIRST_EXAMPLES = (
-    "spiral or controlled or neural_control or digits or hand_made or modes or missing"
-)
 _IMPLICIT = (
     "tests/solvers/test_algebraic.py",
     "tests/solvers/test_implicit.py",
@@ -29,8 +25,7 @@ ROUNDS = (
     ("tests/layers",),
     ("tests/test_training.py", "tests/test_minimize.py", "tests/test_freezing.py"),
     ("tests/test_examples.py", "-k", "smoke"),
-    ("tests/test_examples.py", "-k", f"not smoke and ({_FIRST_EXAMPLES})"),
-    ("tests/test_examples.py", "-k", f"not smoke and not ({_FIRST_EXAMPLES})"),
+    ("tests/test_examples.py", "-k", "not smoke"),
     ("tests/test_export.py", "tests/test_distributed.py"),
     ("tests/test_docs.py", "tests/test_benchmarks.py", "tests/test_endurance.py"),
     ("tests/test_delay.py", "tests/test_events.py", "tests/test_jumps.py", "tests/test_solve.py"),

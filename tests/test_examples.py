@@ -13,7 +13,7 @@ import tensorflow as tf
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 #: Whether to run what takes a minute and more: `TEST_WHOLE=1 make test`.
 WHOLE = bool(os.environ.get("TEST_WHOLE"))
-SEEDS = range(10 if WHOLE else 2)
+SEEDS = range(10 if WHOLE else 1)
 
 long_run = pytest.mark.skipif(not WHOLE, reason="a long run: TEST_WHOLE=1 make test")
 
@@ -170,6 +170,7 @@ def test_neural_control_over_seeds():
         np.testing.assert_allclose(result.minimizer["theta"], 1.0, atol=1e-5)
 
 
+@long_run
 @pytest.mark.slow
 def test_digits_are_read(tmp_path):
     """On a seed, and so a split, other than the one that the page tells of."""
@@ -193,6 +194,7 @@ def test_hand_made_neural_ode_is_the_layer():
     assert states <= 1e-12 and gradients <= 1e-10, (states, gradients)
 
 
+@long_run
 @pytest.mark.slow
 def test_hand_made_neural_ode_fits_the_spiral():
     """Published runs of this set-up ended at 0.198 and 0.0143."""
@@ -267,6 +269,7 @@ def test_sparse_regression_reads_formulas():
     np.testing.assert_allclose(example.interaction(y), y[:, :1] * y[:, 1:] * [-0.9, 0.8])
 
 
+@long_run
 @pytest.mark.slow
 def test_missing_physics_is_recovered():
     """The formula has the two terms of the truth and no other, and holds to t = 9."""
@@ -284,6 +287,7 @@ def test_missing_physics_is_recovered():
     assert found["errors"]["formula"].max() < 0.1 * found["errors"]["network"].max()
 
 
+@long_run
 @pytest.mark.slow
 def test_hudson_bay_fits_both_cycles():
     keras.config.set_floatx("float64")
@@ -304,6 +308,7 @@ def test_robertson_rates_are_found():
     np.testing.assert_allclose(rates, example.TRUE, rtol=1e-5)
 
 
+@long_run
 @pytest.mark.slow
 def test_a_constrained_network_fits_robertson():
     """A published run of this set-up ended at 4.98e-5."""
@@ -322,6 +327,7 @@ def test_advection_diffusion_data():
     np.testing.assert_allclose((field**2).sum(), 38.7527496025, rtol=1e-8)
 
 
+@long_run
 @pytest.mark.slow
 def test_the_unknown_flux_is_fitted():
     example = load("15_advection_diffusion")
@@ -364,6 +370,7 @@ def test_noisy_populations_are_held_near_one():
     assert losses[0] > 5000.0 and losses[1] < 20.0 and losses[2] < 15.0, losses
 
 
+@long_run
 @pytest.mark.slow
 def test_the_noisy_oscillator_is_controlled_about_as_well_as_can_be():
     example = load("14_noisy_oscillator")
@@ -373,6 +380,7 @@ def test_the_noisy_oscillator_is_controlled_about_as_well_as_can_be():
     assert best - 4 * error < mean < 1.05 * best
 
 
+@long_run
 @pytest.mark.slow
 def test_the_neural_sde_learns_the_moments():
     """By a factor of 200 and more on paths that training never saw, as the page says."""

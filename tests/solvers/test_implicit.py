@@ -162,12 +162,12 @@ class TestJacobians:
         [
             ("rodas5p", "automatic", 6),
             ("rodas5p", "automatic", 12),
-            ("rodas5p", "automatic", 30),
+            ("rosenbrock23", "automatic", 30),
             ("trbdf2", "automatic", 30),
-            ("rodas5p", "full row", 12),
+            ("rosenbrock23", "full row", 12),
             ("rodas5p", "jacobian", 3),
             ("rodas5p", "jac_sparsity", 12),
-            ("rodas5p", "jac_sparsity", 40),
+            ("rosenbrock23", "jac_sparsity", 40),
             ("trbdf2", "jacobian", 12),
             ("trbdf2", "jac_sparsity", 40),
         ],
@@ -288,7 +288,7 @@ class TestBatches:
 
 class TestTwoLives:
     @pytest.mark.slow
-    @pytest.mark.parametrize(("name", "n"), [("rodas5p", 3), ("rodas5p", 12), ("kvaerno3", 6)])
+    @pytest.mark.parametrize(("name", "n"), [("rodas5p", 3), ("rosenbrock23", 12), ("kvaerno3", 6)])
     def test_same_numbers(self, name, n):
         def run(y0, p):
             with tf.GradientTape() as tape:
