@@ -229,3 +229,26 @@ def test_save_times_have_no_gradient_where_a_trajectory_fails():
     assert int(status) != int(nde.Status.SUCCESS)
     for gradient in gradients:
         np.testing.assert_array_equal(gradient, np.zeros_like(gradient))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2,)])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_gradients_of_small_tensors_that_a_field_closes_over(shape, compiled):
+    """They stand in the field's graph as constants."""
+    p = tf.constant(2.0, tf.float64)
+    rate = tf.constant(np.full(shape, 0.5))
+    y0 = tf.constant([1.0, 3.0], tf.float64)
+
+    def gradients():
+        with tf.GradientTape() as tape:
+            tape.watch([p, rate])
+            problem = nde.ODEProblem(lambda t, y, p: -p * rate * y, y0, (0.0, 1.0), p)
+            y = nde.solve(problem, "tsit5", rtol=1e-10, atol=1e-10).y
+        return tape.gradient(y, [p, rate])
+
+    run = tf.function(gradients, jit_compile=True) if compiled else gradients
+    by_p, by_rate = run()
+    each = -np.exp(-1.0) * np.array([1.0, 3.0])
+    np.testing.assert_allclose(by_p, 0.5 * each.sum(), rtol=1e-8)
+    expected = 2.0 * (each if shape == (2,) else each.sum(keepdims=bool(shape)))
+    np.testing.assert_allclose(by_rate, expected, rtol=1e-8)
