@@ -121,7 +121,7 @@ def write(results):
         parts.append(f"## {record['title']}\n\n{record['text']} {settings}.\n")
         parts.append("\n".join([_HEADER, *rows(record), ""]))
         parts.append(_circumstances(record))
-        if record["name"] == "lorenz_ensemble":
+        if spec["name"] == "lorenz_ensemble":
             parts.append(_beside_one(record, records))
     parts += [_EQUAL, _SCALING]
     PAGE.parent.mkdir(exist_ok=True)
@@ -135,8 +135,8 @@ def _tools_text(records):
 
 def _beside_one(ensemble, records):
     """What a trajectory of an ensemble takes, beside one trajectory in torchdiffeq."""
-    (alone,) = (record for record in records if record["name"] == "lorenz_solve")
-    slow = _median(alone["tools"].get("torchdiffeq", {}).get("call_s", []))
+    alone = [one["tools"] for one in records if one["spec"]["name"] == "lorenz_solve"]
+    slow = _median(alone[0].get("torchdiffeq", {}).get("call_s", [])) if alone else None
     if slow is None:
         return ""
     count, said = ensemble["spec"]["batch"], []
