@@ -130,11 +130,16 @@ def evaluate(graph, feeds):
         The arrays of its outputs, of tensors and of NumPy's numbers.
     """
     known = {one.ref(): feed for one, feed in zip(graph.inputs, feeds, strict=True)}
+    fed = set(known)
     for operation in _needed(graph):
         # A small tensor that a function closes over is an input, and yet a constant by its type.
         if operation.type == "NoOp" or all(one.ref() in known for one in operation.outputs):
             continue
         static = [tf.get_static_value(output) for output in operation.outputs]
+        if operation.type != "Shape" and any(one.ref() in fed for one in operation.inputs):
+            # Whatever it seems to be, it follows from an input.
+            fed.update(output.ref() for output in operation.outputs)
+            static = [None]
         if any(value is None for value in static):
             found = _result(operation, [known[one.ref()] for one in operation.inputs])
         else:

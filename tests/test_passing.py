@@ -239,10 +239,15 @@ def test_gradients_of_small_tensors_that_a_field_closes_over(shape, compiled):
     rate = tf.constant(np.full(shape, 0.5))
     y0 = tf.constant([1.0, 3.0], tf.float64)
 
+    def decay(t, y, p):
+        # Stacked and reshaped, it could still be told in advance.
+        rates = tf.reshape(tf.stack([rate, rate]), [2, -1])
+        return -p * rates[0] * y
+
     def gradients():
         with tf.GradientTape() as tape:
             tape.watch([p, rate])
-            problem = nde.ODEProblem(lambda t, y, p: -p * rate * y, y0, (0.0, 1.0), p)
+            problem = nde.ODEProblem(decay, y0, (0.0, 1.0), p)
             y = nde.solve(problem, "tsit5", rtol=1e-10, atol=1e-10).y
         return tape.gradient(y, [p, rate])
 
