@@ -308,7 +308,6 @@ def test_robertson_rates_are_found():
     np.testing.assert_allclose(rates, example.TRUE, rtol=1e-5)
 
 
-@long_run
 @pytest.mark.slow
 def test_a_constrained_network_fits_robertson():
     """A published run of this set-up ended at 4.98e-5."""
@@ -327,7 +326,6 @@ def test_advection_diffusion_data():
     np.testing.assert_allclose((field**2).sum(), 38.7527496025, rtol=1e-8)
 
 
-@long_run
 @pytest.mark.slow
 def test_the_unknown_flux_is_fitted():
     example = load("15_advection_diffusion")
@@ -338,22 +336,11 @@ def test_the_unknown_flux_is_fitted():
 
 @pytest.mark.slow
 def test_moments_lead_to_the_parameters():
-    """With fewer paths than the script takes; from 19% away, two sets of data and of seeds."""
-    example = load("12_fit_from_moments")
-    fewer = {"steps": 50, "count": 300, "iterations": 4, "last_count": 4000}
-    for seed in (0, 1):
-        found = example.run(example.truth(seed=2024 + seed), seed=seed, **fewer)
-        assert example.distance(found.minimizer) < 0.02
-
-
-@long_run
-@pytest.mark.slow
-def test_moments_lead_to_the_parameters_as_near_as_the_page_says():
-    """The whole run, over three sets of data; a published fit ended 2.7% away."""
+    """The whole run; a published fit ended 2.7% away, this one begins 19% away."""
     example = load("12_fit_from_moments")
     found = [
         example.distance(example.run(example.truth(seed=2024 + seed)).minimizer)
-        for seed in range(3)
+        for seed in range(3 if WHOLE else 1)
     ]
     assert max(found) < 0.0065, found
 
@@ -370,7 +357,6 @@ def test_noisy_populations_are_held_near_one():
     assert losses[0] > 5000.0 and losses[1] < 20.0 and losses[2] < 15.0, losses
 
 
-@long_run
 @pytest.mark.slow
 def test_the_noisy_oscillator_is_controlled_about_as_well_as_can_be():
     example = load("14_noisy_oscillator")
@@ -380,7 +366,6 @@ def test_the_noisy_oscillator_is_controlled_about_as_well_as_can_be():
     assert best - 4 * error < mean < 1.05 * best
 
 
-@long_run
 @pytest.mark.slow
 def test_the_neural_sde_learns_the_moments():
     """By a factor of 200 and more on paths that training never saw, as the page says."""
@@ -389,12 +374,6 @@ def test_the_neural_sde_learns_the_moments():
         _, _, before, after, data = example.run(seed)
         before, after = float(example.loss(before, data)), float(example.loss(after, data))
         assert after < 2.0 and after < before / 200.0, (seed, before, after)
-
-
-def test_a_few_steps_of_the_neural_sde_help():
-    example = load("13_neural_sde")
-    _, _, before, after, data = example.run(stages=((10, 40),), held_out=200)
-    assert example.loss(after, data) < 0.1 * example.loss(before, data)
 
 
 @pytest.mark.slow
