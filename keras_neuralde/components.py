@@ -135,6 +135,20 @@ def together(parts):
     return list(found)
 
 
+def once(parts, h):
+    """The same matrices, each computed once.
+
+    XLA:CPU computes a sum again in each kernel that reads it, and sums of sums again and again, but
+    never repeats a division. Here by a one that it cannot know to be one.
+
+    Args:
+        parts: a list of `(rows, width)`.
+        h: `(rows, 1)`, finite where the result matters.
+    """
+    one = 1.0 + 0.0 * h
+    return [part / one for part in parts]
+
+
 def _maxima(count, dtype):
     """The function of two times `count` numbers that reduces them pair by pair."""
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras_neuralde import arithmetic, components
 from keras_neuralde import slice_gradients as slice_gradients
 from keras_neuralde.sparsity import BandedJacobian
+from keras_neuralde.state import shaped
 
 #: Up to this size a Jacobian is written out column by column: XLA merges what these share.
 _UNROLLED = 8
@@ -389,7 +390,7 @@ class Field:
             return tf.broadcast_to(
                 tf.reshape(t, ()), tf.shape(reference)[: self._layout.batch_ndims]
             )
-        return tf.reshape(t, self._batch_dims)
+        return shaped(t, self._batch_dims)
 
 
 class BoundField:

@@ -20,6 +20,7 @@ from keras_neuralde.save_points import (
     put_together,
     taken_apart,
     write,
+    write_all,
 )
 from keras_neuralde.solution import Status
 
@@ -607,7 +608,7 @@ def _columns(tolerance, width):
 
 def any_running(control):
     """Whether a row still has steps to take."""
-    return tf.reduce_any(control[STATUS] < 0.0)
+    return tf.reduce_any(tf.unstack(control)[STATUS] < 0.0)
 
 
 def run_segment(plan, g, terms, carry, ring, forced=None):
@@ -639,8 +640,7 @@ def run_segment(plan, g, terms, carry, ring, forced=None):
             decision = (forced[0], *recorded)
         seen = g.recalling(ring, turn) if remembers else g
         carry, record = attempt(plan, seen, terms, carry, decision)
-        ring = tf.nest.map_structure(lambda buffer, value: write(buffer, turn, value), ring, record)
-        return carry, ring
+        return carry, write_all(ring, turn, record)
 
     turns, carry, ring = _repeated(plan, g, carry, more, turn_once, (ring,))
     return carry, ring, turns

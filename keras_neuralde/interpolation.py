@@ -1,6 +1,7 @@
 """States inside recorded steps: the interpolant of a run of steps, and dense output for users."""
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,11 @@ from keras_neuralde import values
 from keras_neuralde.state import StateLayout
 from keras_neuralde.typing import Nest, TensorLike
 
-# The longest run of steps that is searched without a loop.
+# The longest run of steps that is searched for one time in each row without a loop.
 _UNROLLED = 1024
+# Up to so many comparisons a search counts the steps that end before, instead of halving. Where the
+# number of rows is unknown, there are many.
+_COUNTED, _MANY = 1 << 17, 1 << 10
 
 
 class Interpolant:
@@ -36,10 +40,11 @@ class Interpolant:
         self._right = right
         self._size = ring.times.shape[0]
         infinity = tf.constant(float("inf"), ring.y.dtype)
-        valid = tf.range(self._size)[:, None] < turns
-        ends = tf.where(valid, direction * ring.times[:, 1], infinity)
-        self.start = direction * ring.times[0, 0]
-        self.end = direction * tf.gather(ring.times[:, 1], tf.maximum(turns - 1, 0))
+        valid = tf.expand_dims(tf.range(self._size) < turns, 1)
+        starts, ends, *_ = tf.unstack(ring.times, axis=1)
+        self.start = direction * tf.gather(starts, 0)
+        self.end = direction * tf.gather(ends, tf.maximum(turns - 1, 0))
+        ends = tf.where(valid, direction * ends, infinity)
         self._ends = tf.reshape(ends, [-1])
 
     def covers(self, t):
@@ -68,8 +73,8 @@ class Interpolant:
             eps = float(np.finfo(ring.y.dtype.as_numpy_dtype).eps)
             s = tf.maximum(s, self.start + (2.0 * eps * tf.abs(self.start) + 1e-30))
         flat = self._record_of(s, rows)
-        start = tf.gather(tf.reshape(ring.times[:, 0], [-1]), flat)
-        stop = tf.gather(tf.reshape(ring.times[:, -1], [-1]), flat)
+        times = tf.unstack(ring.times, axis=1)
+        start, stop = (tf.gather(tf.reshape(times[i], [-1]), flat) for i in (0, -1))
         if from_start:
             inside &= start != stop
         h = tf.where(inside, stop - start, 1.0)[:, :, None]
@@ -94,8 +99,14 @@ class Interpolant:
         return *ends, y
 
     def _record_of(self, s, rows):
-        """The first record that ends at or after `s`, by bisection, as an index into flat rows."""
-        column = tf.range(rows)
+        """The first record that ends at or after `s`, as an index into flat rows."""
+        column, counted = tf.range(rows), self._size * math.prod(n or _MANY for n in s.shape)
+        if counted <= _COUNTED:
+            # One kernel, where every probe of a bisection would be another.
+            ends = tf.reshape(self._ends, (self._size, *[1] * (s.shape.rank - 1), -1))
+            before = ends <= s if self._right else ends < s
+            at = tf.reduce_sum(tf.cast(before, tf.int32), axis=0)
+            return tf.minimum(at, self._size - 1) * rows + column
 
         def halve(stride, at):
             probe = tf.minimum(at + (stride - 1), self._size - 1)
@@ -104,7 +115,7 @@ class Interpolant:
 
         at = tf.zeros_like(s, tf.int32)
         stride = (1 << (self._size - 1).bit_length()) // 2
-        if self._size > _UNROLLED:
+        if self._size > _UNROLLED or s.shape.rank == 2:
             # Written out, a long search at many places would take longer to compile than to run.
             at = tf.while_loop(
                 lambda stride, at: stride > 0,

@@ -45,8 +45,8 @@ def _gradient(op, bar):
     narrow = columns is not None and 1 < columns <= MOST
     if not _quick.get() or transposed or not narrow or not a.dtype.is_floating:
         return _plain(op, bar)
-    pairs = zip(*(tf.unstack(x, num=columns, axis=1) for x in (bar, b)), strict=True)
-    a_bar = tf.add_n([c[:, None] * weights for c, weights in pairs])
+    pairs = zip(tf.split(bar, columns, axis=1), tf.unstack(b, num=columns, axis=1), strict=True)
+    a_bar = tf.add_n([column * weights for column, weights in pairs])
     # Taken apart and put together: a transposition XLA would take back into the product.
     b_bar = tf.stack(tf.unstack(tf.matmul(bar, a, transpose_a=True), num=columns), axis=1)
     return a_bar, b_bar

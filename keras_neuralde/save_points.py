@@ -23,10 +23,17 @@ _RING_BYTES = 1 << 25
 
 
 def write(buffer, index, value):
-    """`buffer` with row `index` replaced."""
+    """`buffer` with row `index`, a scalar or `(1, 1)`, replaced."""
     if 0 in value.shape.as_list():
         return buffer
-    return tf.tensor_scatter_nd_update(buffer, tf.reshape(index, [1, 1]), value[None])
+    place = index if index.shape.rank == 2 else tf.reshape(index, [1, 1])
+    return tf.tensor_scatter_nd_update(buffer, place, tf.expand_dims(value, 0))
+
+
+def write_all(buffers, index, values):
+    """`write` for nests of buffers and values."""
+    place = tf.reshape(index, [1, 1])
+    return tf.nest.map_structure(lambda buffer, value: write(buffer, place, value), buffers, values)
 
 
 def at_start(terms):

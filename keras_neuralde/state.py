@@ -12,6 +12,24 @@ from typing import Any
 import tensorflow as tf
 
 
+def shaped(tensor, shape):
+    """`tf.reshape`, left out where it would change nothing: each costs time to trace.
+
+    Args:
+        tensor: a tensor.
+        shape: its shape to be, a list of ints, of which one may be -1, and scalar tensors.
+    """
+    static = tensor.shape
+    if static.rank == len(shape):
+        known = [isinstance(size, int) and size >= 0 for size in shape]
+        pairs = list(zip(static, shape, known, strict=True))
+        open_axes = sum(not sure or old is None for old, _, sure in pairs)
+        differs = any(sure and old != size for old, size, sure in pairs)
+        if open_axes <= 1 and not differs:
+            return tensor
+    return tf.reshape(tensor, shape)
+
+
 @dataclasses.dataclass(frozen=True)
 class StateLayout:
     """The mapping between a nest of `(*batch, *state)` tensors and a `(rows, width)` matrix.
@@ -80,7 +98,7 @@ class StateLayout:
         rows = 1 if self.joint else (self.rows or -1)
         columns = -1 if self.joint else None
         parts = [
-            tf.reshape(leaf, (rows, columns or size))
+            shaped(leaf, (rows, columns or size))
             for leaf, size in zip(leaves, self.sizes, strict=True)
         ]
         return parts[0] if len(parts) == 1 else tf.concat(parts, axis=1)
@@ -95,11 +113,12 @@ class StateLayout:
             parts = tf.split(matrix, [size * trajectories for size in self.sizes], axis=-1)
         else:
             parts = tf.split(matrix, self.sizes, axis=-1)
-        shaped = [
-            tf.reshape(part, leading + list(batch_dims) + list(shape))
+        outer = leading + list(batch_dims)
+        leaves = [
+            shaped(part, outer + list(shape))
             for part, shape in zip(parts, self.state_shapes, strict=True)
         ]
-        return tf.nest.pack_sequence_as(self.structure, shaped)
+        return tf.nest.pack_sequence_as(self.structure, leaves)
 
     def rows_to_batch(self, per_row, batch_dims):
         """A `(..., rows)` tensor → `(..., *batch)`; a joint row is repeated over its batch."""
@@ -110,4 +129,4 @@ class StateLayout:
             return tf.broadcast_to(
                 tf.reshape(per_row, leading + [1] * self.batch_ndims), leading + list(batch_dims)
             )
-        return tf.reshape(per_row, leading + list(batch_dims))
+        return shaped(per_row, leading + list(batch_dims))

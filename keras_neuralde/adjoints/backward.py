@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from keras_neuralde.adjoints.trail import Turns, unpack
 from keras_neuralde.integrate import T
-from keras_neuralde.save_points import at_start, write
+from keras_neuralde.save_points import at_start, write_all
 
 
 class Backward:
@@ -144,7 +144,7 @@ class Backward:
             keep = (offset > 0) & (offset % spacing == 0) & (top < checkpoints - 1)
             top = top + tf.cast(keep, tf.int32)
             target = tf.where(keep, top, checkpoints)
-            slots = tf.nest.map_structure(lambda b, v: write(b, target, v), slots, carry)
+            slots = write_all(slots, target, carry)
             positions = tf.tensor_scatter_nd_update(
                 positions, [[target]], [tf.where(keep, current, positions[checkpoints])]
             )

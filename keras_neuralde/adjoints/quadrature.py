@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from keras_neuralde.adjoints.interpolating import Interpolating
 from keras_neuralde.integrate import Ring
-from keras_neuralde.save_points import write
+from keras_neuralde.save_points import write_all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Quadrature(Interpolating):
             # Turns that no row accepted leave nothing to integrate.
             taken = tf.reduce_any(record[0][0] != record[0][1])
             at = tf.minimum(count, max_record - 1)
-            ring = tf.nest.map_structure(lambda b, v: write(b, at, v), ring, Ring(*record))
+            ring = write_all(ring, at, Ring(*record))
             return count + tf.cast(taken, tf.int32), ring
 
         adjoint, (count, ring) = sweep.run(y_bar, listener, (tf.constant(0), ring))

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from keras_neuralde import components
 from keras_neuralde.integrate import any_running, begin, empty_ring, finish, run_segment
-from keras_neuralde.save_points import collect, put_together, taken_apart, write
+from keras_neuralde.save_points import collect, put_together, taken_apart, write, write_all
 
 _BITS = 16
 
@@ -85,8 +85,9 @@ class Turns:
 
         Whether steps are accepted, where the solver switches their kinds, and what happened.
         """
-        accepted = tf.not_equal(ring.times[:, 0], ring.times[:, -1])
-        flags = [accepted & (tf.range(self.plan.segment)[:, None] < turns)]
+        times = tf.unstack(ring.times, axis=1)
+        accepted = tf.not_equal(times[0], times[-1])
+        flags = [accepted & tf.expand_dims(tf.range(self.plan.segment) < turns, 1)]
         if self.plan.switches:
             flags.append(ring.kind > 0.0)
         if self.plan.happenings is not None:
@@ -115,7 +116,7 @@ def forward(turns, y0, checkpoints):
         trail = _make_room(trail, checkpoints)
         due = trail.segments % trail.stride == 0
         slot = tf.where(due, trail.segments // trail.stride, checkpoints)
-        slots = tf.nest.map_structure(lambda b, v: write(b, slot, v), trail.slots, carry)
+        slots = write_all(trail.slots, slot, carry)
         carry, ring, count, outputs = turns.run(carry, trail.ring, outputs)
         decisions = write(trail.decisions, slot, pack(turns.flags(ring, count)))
         trail = Trail(ring, count, trail.segments + 1, slots, decisions, trail.stride)

@@ -1,5 +1,8 @@
 """Explicit Runge-Kutta methods: one step for every table."""
 
+import functools
+import operator
+
 import tensorflow as tf
 
 from keras_neuralde import components
@@ -10,12 +13,13 @@ from keras_neuralde.tableaus import EXPLICIT, ButcherTableau
 
 def combine(weights, vectors):
     """Σ w_i v_i over the nonzero weights; `None` when all are zero."""
-    total = None
-    for weight, vector in zip(weights, vectors, strict=False):
-        if weight != 0:
-            term = vector if weight == 1 else float(weight) * vector
-            total = term if total is None else total + term
-    return total
+    pairs = [(w, v) for w, v in zip(weights, vectors, strict=False) if w != 0]
+    if not pairs:
+        return None
+    # All numbers as one constant: a constant each would be a fifth of what there is to trace.
+    numbers = tf.unstack(tf.constant([float(w) for w, _ in pairs], pairs[0][1].dtype))
+    terms = [v if w == 1 else number * v for number, (w, v) in zip(numbers, pairs, strict=True)]
+    return functools.reduce(operator.add, terms)
 
 
 def _moved(ys, h, row, ks):
@@ -228,10 +232,16 @@ class ExplicitRungeKutta(Solver):
         nodes, rows, outputs = self._reverse_table(len(given) > 1)
         ks: list = []
         tapes, arguments = [], []
+        length = t_next - t
+        matrices = ys[0].shape.rank == 2 and components.is_compiled()
+
+        def once(parts):
+            return components.once(parts, h) if matrices else parts
+
         for c, row in zip(nodes, rows, strict=True):
             # New tensors, so that a tape can tell them from the caller's.
-            argument = [tf.identity(part) for part in _moved(ys, h, row, ks)]
-            time = tf.identity(t_next) if c == 1 else t + float(c) * (t_next - t)
+            argument = [tf.identity(part) for part in once(_moved(ys, h, row, ks))]
+            time = tf.identity(t_next) if c == 1 else t + float(c) * length
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch([time, *argument, *watched])
                 slope = evaluate(time, argument)
@@ -253,7 +263,7 @@ class ExplicitRungeKutta(Solver):
                 moved = tf.add_n([k * part for k, part in zip(ks[j], w, strict=True)])
                 h_bar += moved if moved.shape.rank == t.shape.rank else tf.reduce_sum(moved, axis=1)
             tape, slope = tapes[j]
-            bars = pull_back(tape, slope, sources, [h * part for part in w])
+            bars = pull_back(tape, slope, sources, once([h * part for part in w]))
             if time_gradient:
                 stage_bar = bars.pop(0)
                 t_bar += (1.0 - float(nodes[j])) * stage_bar
@@ -286,11 +296,11 @@ class ExplicitRungeKutta(Solver):
 
     def stages(self, g, t, t_next, h, y, ks, nodes, rows):
         """Appends the stages of `nodes` and `rows` to `ks`; also returns the last argument."""
-        argument = y
+        argument, length = y, t_next - t
         for c, row in zip(nodes, rows, strict=True):
             increment = combine(row, ks)
             argument = y if increment is None else y + h * increment
-            time = t_next if c == 1 else t + float(c) * (t_next - t)
+            time = t_next if c == 1 else t + float(c) * length
             ks = [*ks, g(time, argument)]
         return ks, argument
 
