@@ -1,7 +1,8 @@
 """Times a whole training: 300 epochs of `model.fit` beside an equal loop in diffrax and Optax.
 
 The cubic spiral with 30 save points, one trajectory, ADAM(0.05), the sum of squares: the same data,
-the same initial weights, tolerances and method. Each runs in a process of its own and reports the
+the same initial weights, tolerances and method, at the default bounds of steps and with at most 256
+(`short`), for which there is less to compile. Each runs in a process of its own and reports the
 time from its first import to the trained weights, and that of a second training in the same
 process, when everything is compiled. The results go to `benchmarks/results/fit.json`.
 
@@ -12,6 +13,7 @@ Run from the checkout root:
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import statistics
@@ -20,6 +22,7 @@ import time
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "fit.json"
 RTOL, ATOL, RATE = 1e-3, 1e-6, 0.05
+SHORT = 256
 
 
 def main():
@@ -38,11 +41,12 @@ def main():
     from benchmarks.tools import python_of
 
     epochs, rounds = (2, 1) if options.smoke else (300, 3)
-    names = ["keras_neuralde"] if options.smoke else list(TOOLS)
+    names = ["keras_neuralde_short"] if options.smoke else list(TOOLS)
     record = {"machine": machine(), "epochs": epochs, "results": {name: [] for name in names}}
     for _ in range(rounds):
         for name in names:
-            command = [python_of(ENVIRONMENTS[name]), "-m", "benchmarks.fit"]
+            tool = ENVIRONMENTS[name.removesuffix("_short")]
+            command = [python_of(tool), "-m", "benchmarks.fit"]
             done = subprocess.run(
                 [*command, "--one", name, str(epochs)],
                 stdout=subprocess.PIPE,
@@ -85,7 +89,7 @@ def _setting():
     ]
 
 
-def _ours(epochs):
+def _ours(epochs, **bounds):
     began = time.perf_counter()
     import keras
 
@@ -103,7 +107,7 @@ def _ours(epochs):
             ]
         )
         inputs = keras.Input((2,))
-        layer = nde.NeuralODE(inner, (0.0, 1.5), saveat=times, rtol=RTOL, atol=ATOL)
+        layer = nde.NeuralODE(inner, (0.0, 1.5), saveat=times, rtol=RTOL, atol=ATOL, **bounds)
         model = nde.Model(inputs, layer(inputs))
         inner.set_weights(weights)
 
@@ -117,7 +121,7 @@ def _ours(epochs):
     return _report(began, train)
 
 
-def _diffrax(epochs):
+def _diffrax(epochs, **bounds):
     began = time.perf_counter()
     import diffrax
     import jax
@@ -134,7 +138,7 @@ def _diffrax(epochs):
     def loss(p):
         ys = diffrax.diffeqsolve(
             diffrax.ODETerm(field), diffrax.Tsit5(), t0=0.0, t1=1.5, dt0=None, y0=data[0], args=p,
-            saveat=diffrax.SaveAt(ts=times), stepsize_controller=controller,
+            saveat=diffrax.SaveAt(ts=times), stepsize_controller=controller, **bounds,
         ).ys  # fmt: skip
         return jnp.sum((ys - data) ** 2)
 
@@ -169,7 +173,12 @@ def _report(began, train):
     }
 
 
-TOOLS = {"keras_neuralde": _ours, "diffrax": _diffrax}
+TOOLS = {
+    "keras_neuralde": _ours,
+    "keras_neuralde_short": functools.partial(_ours, max_steps=SHORT),
+    "diffrax": _diffrax,
+    "diffrax_short": functools.partial(_diffrax, max_steps=SHORT),
+}
 
 
 if __name__ == "__main__":

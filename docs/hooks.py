@@ -81,7 +81,12 @@ def fit_rows():
     if not path.exists():
         return
     record = json.loads(path.read_text())
-    titles = {"keras_neuralde": "`model.fit` here", "diffrax": "a loop in diffrax and Optax"}
+    titles = {
+        "keras_neuralde": "`model.fit` here",
+        "keras_neuralde_short": "the same, `max_steps=256`",
+        "diffrax": "a loop in diffrax and Optax",
+        "diffrax_short": "the same, `max_steps=256`",
+    }
     yield f"| {record['epochs']} epochs | from the first import | again | last loss |"
     yield "|---|---|---|---|"
     for name, runs in record["results"].items():

@@ -220,7 +220,7 @@ def test_whole_training_runs(tmp_path):
     path = tmp_path / "fit.json"
     command = [sys.executable, "-m", "benchmarks.fit", "--smoke", "--output", str(path)]
     subprocess.run(command, check=True, cwd=ROOT, capture_output=True, timeout=600)
-    (run,) = json.loads(path.read_text())["results"]["keras_neuralde"]
+    (run,) = json.loads(path.read_text())["results"]["keras_neuralde_short"]
     assert run["last_loss"] < run["first_loss"]
 
 
@@ -244,7 +244,7 @@ def test_equal_errors():
     from benchmarks import equal_error
 
     record = equal_error.main(["--smoke", "--peers", "--rounds", "1"])
-    assert record["cases"].keys() == {"values", "network"}
+    assert record["cases"].keys() == equal_error.CASES.keys() - {"gradient"}
     for name, case in record["cases"].items():
         assert case["tools"].keys() == set(equal_error.CASES[name].methods)
         for row in case["tools"].values():
