@@ -329,21 +329,20 @@ def _integrate(bound, settings, shape, gradient, inputs):
 
 
 def _most_turns(plan, inputs):
-    """The most turns of a loop, of equal steps that nothing cuts or of any; `None` if not known."""
-    if not isinstance(plan.controller, controllers.Constant):
-        # Every turn is an attempt.
-        other = plan.happenings is not None or plan.watches
-        return None if other else plan.max_steps
-    # Implicit methods may try a step again.
-    if plan.stops or plan.happenings is not None or plan.solver.implicit:
+    """The most turns of a loop; `None` if not known."""
+    if plan.happenings is not None or plan.watches:
         return None
+    # Every turn is an attempt. Implicit methods may try one of equal steps again.
+    constant = isinstance(plan.controller, controllers.Constant)
+    if not constant or plan.stops or plan.solver.implicit:
+        return plan.max_steps
     known = [values.known(inputs[name]) for name in ("t0", "t1", "dt0")]
     if any(value is None for value in known):
-        return None
+        return plan.max_steps
     start, end, step = (np.asarray(value, np.float64) for value in known)
     turns = np.max(np.abs(end - start), initial=0.0) / step if step > 0.0 else np.inf
     # One more than rounding could make it.
-    return int(np.ceil(turns)) + 1 if turns < 1e6 else None
+    return int(min(np.ceil(turns) + 1, plan.max_steps))
 
 
 def _integrate_densely(field, y0, terms, settings, shape, stops=None):
