@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras_neuralde.solvers.base import pull_back
 from keras_neuralde.solvers.explicit_rk import combine
 from keras_neuralde.solvers.factorization import factor
-from keras_neuralde.solvers.iteration_matrix import iteration_matrix
+from keras_neuralde.solvers.iteration_matrix import iteration_matrix, solve_transposed
 from keras_neuralde.solvers.mass import times_mass
 
 
@@ -130,7 +130,7 @@ def step_vjp(solver, field, t, t_next, y, theta, y1_bar, dense_bar, time_gradien
             here, _ = solver.linear_solver.linearise(g, time, argument)
             here = iteration_matrix(g, here, gamma * h)
             right = h * times_mass(g, w, transpose=True) + (gamma * h) * direct
-            cotangent = here.solve_transposed(right)
+            cotangent = solve_transposed(g, (time, argument), here, gamma * h, right)
         bars = pull_back(tape, f, sources, [cotangent])
         if j > 0:
             multipliers.append((cotangent - h * w) / (gamma * safe))

@@ -10,7 +10,11 @@ from keras_neuralde.solvers import algebraic
 from keras_neuralde.solvers.base import Solver, Step, pull_back
 from keras_neuralde.solvers.explicit_rk import combine
 from keras_neuralde.solvers.factorization import UNROLLED
-from keras_neuralde.solvers.iteration_matrix import LinearSolver, iteration_matrix
+from keras_neuralde.solvers.iteration_matrix import (
+    LinearSolver,
+    iteration_matrix,
+    solve_transposed,
+)
 from keras_neuralde.solvers.kept_matrix import judge, recall, room
 from keras_neuralde.solvers.mass import times_mass
 from keras_neuralde.solvers.newton import solve_stage
@@ -343,7 +347,8 @@ class DiagonallyImplicit(Solver):
             if j > 0:
                 here, _ = self.linear_solver.linearise(inner, time, argument)
                 here = iteration_matrix(inner, here, self._gamma * h)
-                cotangent = here.solve_transposed(cotangent)
+                at = time, argument
+                cotangent = solve_transposed(inner, at, here, self._gamma * h, cotangent)
             bars = pull_back(tape, slope, sources, [cotangent])
             if es:
                 bars = [a + b for a, b in zip(bars, outer_bars, strict=True)]

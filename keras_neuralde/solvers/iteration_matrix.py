@@ -15,11 +15,15 @@ from keras_neuralde.solvers.krylov import (
     GivenSolution,
     KrylovJacobian,
     KrylovMatrix,
+    norm,
 )
+from keras_neuralde.solvers.mass import times_mass
 from keras_neuralde.sparsity import BandedJacobian
 
 #: From this many components on GMRES is the default.
 LARGE = 400
+#: How often the solution of a transposed system is mended at most.
+_MENDS = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +107,52 @@ def iteration_matrix(g, jacobian, scale):
     if isinstance(jacobian, KrylovJacobian):
         return KrylovMatrix(g, jacobian, scale)
     return IterationMatrix(g, jacobian, scale)
+
+
+def solve_transposed(g, at, matrix, scale, b):
+    """x with Wᵀ x = b for the derivative of the field itself.
+
+    Newton's iteration ends at the same states whatever matrix it takes; their gradient does not
+    forgive a wrong one. Where the matrix was made from what the user says of the derivative, what
+    is left is measured with the field's own products, and the solution is mended as the iteration
+    would be: with the same matrix, at the same rate.
+
+    Args:
+        g: the bound field.
+        at: `(t, y)`, the point of linearisation.
+        matrix: what `iteration_matrix` made there.
+        scale: s, `(rows, 1)`.
+        b: `(rows, width)`.
+
+    Returns:
+        `(rows, width)`; NaN in the rows where it cannot be found.
+    """
+    if isinstance(matrix, KrylovMatrix):
+        return matrix.solve_transposed(b)
+    first = matrix.solve_transposed(b)
+    told = g.implicit.jacobian is not None or g.implicit.sparsity is not None
+    if not told and not isinstance(matrix, GivenMatrix):
+        return first
+    double = b.dtype == tf.float64
+    small, rounding = (1e-10, 1e-13) if double else (1e-5, 1e-5)
+
+    def judged(x):
+        pulled = g.pull(*at, scale * x)
+        kept = times_mass(g, x, transpose=True)
+        size = norm(kept) + norm(pulled)
+        residual = b - kept + pulled
+        return residual, norm(residual) <= small * norm(b) + rounding * size
+
+    def mend(count, x, residual, done):
+        x += tf.where(done[:, None], tf.zeros_like(x), matrix.solve_transposed(residual))
+        return count + 1, x, *judged(x)
+
+    *_, x, _, done = tf.while_loop(
+        lambda count, x, residual, done: (count < _MENDS) & ~tf.reduce_all(done),
+        mend,
+        (0, first, *judged(first)),
+    )
+    return tf.where(done[:, None], x, tf.constant(float("nan"), x.dtype))
 
 
 class IterationMatrix:

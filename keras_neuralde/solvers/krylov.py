@@ -71,7 +71,7 @@ class KrylovMatrix:
         return self._precondition(unit * z), ok
 
     def solve_transposed(self, b):
-        """x with Wᵀ x = b; `(rows, width)`."""
+        """x with Wᵀ x = b; `(rows, width)`, NaN in the rows where GMRES does not get there."""
 
         def apply(z):
             x = self._precondition_transposed(z)
@@ -80,8 +80,9 @@ class KrylovMatrix:
 
         small = 1e-10 if b.dtype == tf.float64 else 1e-5
         limit = small * tf.sqrt(tf.reduce_sum(b * b, axis=1))
-        z, _ = gmres(apply, b, limit, self._at.size, 4 * self._at.restarts)
-        return self._precondition_transposed(z)
+        z, ok = gmres(apply, b, limit, self._at.size, 4 * self._at.restarts)
+        x = self._precondition_transposed(z)
+        return tf.where(ok[:, None], x, tf.constant(float("nan"), x.dtype))
 
     def _precondition(self, x):
         if self._at.preconditioner is None:
@@ -175,7 +176,7 @@ def gmres(apply, b, limit, size, restarts):
         size = min(size, b.shape[1])
 
     def more(cycle, x, residual):
-        return (cycle < restarts) & tf.reduce_any(_norm(residual) > limit)
+        return (cycle < restarts) & tf.reduce_any(norm(residual) > limit)
 
     def one_cycle(cycle, x, residual):
         x += _cycle(apply, residual, limit, size)
@@ -183,7 +184,7 @@ def gmres(apply, b, limit, size, restarts):
 
     loop = (0, tf.zeros_like(b), b)
     _, x, residual = tf.while_loop(more, one_cycle, loop, maximum_iterations=restarts)
-    return x, _norm(residual) <= limit
+    return x, norm(residual) <= limit
 
 
 def _cycle(apply, residual, limit, size):
@@ -191,7 +192,7 @@ def _cycle(apply, residual, limit, size):
     tiny = tf.constant(np.finfo(residual.dtype.as_numpy_dtype).tiny, residual.dtype)
     shape = tf.shape(residual)
     rows, n = (residual.shape[axis] or shape[axis] for axis in (0, 1))
-    beta = _norm(residual)
+    beta = norm(residual)
     zeros = tf.zeros((rows, size), residual.dtype)
     basis = tf.concat(
         [
@@ -217,9 +218,9 @@ def _cycle(apply, residual, limit, size):
             part = tf.linalg.matvec(basis, w)
             w -= tf.linalg.matvec(basis, part, transpose_a=True)
             h += part
-        size_w = _norm(w)
+        size_w = norm(w)
         # A space that is exhausted gets no further direction: what comes after stays zero.
-        fresh = size_w > 1e-14 * tf.maximum(_norm(h), tiny)
+        fresh = size_w > 1e-14 * tf.maximum(norm(h), tiny)
         direction = tf.where(fresh[:, None], w / tf.maximum(size_w, tiny)[:, None], 0.0)
         basis = tf.where(
             tf.equal(tf.range(size + 1), k + 1)[None, :, None], direction[:, None, :], basis
@@ -251,7 +252,8 @@ def _cycle(apply, residual, limit, size):
     return tf.linalg.matvec(basis[:, :size], weights, transpose_a=True)
 
 
-def _norm(x):
+def norm(x):
+    """The norm of every row, `(rows,)`."""
     return tf.sqrt(tf.reduce_sum(x * x, axis=1))
 
 

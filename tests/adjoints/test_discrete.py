@@ -533,7 +533,8 @@ def test_few_equal_steps_at_most_need_no_checkpoints(name):
     given = tf.constant([[1.0], [0.5]], tf.float64), tf.constant(1.0, tf.float64)
     few, many = program(256), program(257)
     loops = [
-        one.experimental_get_compiler_ir(*given)(stage="hlo").count(" while(") for one in (few, many)
+        one.experimental_get_compiler_ir(*given)(stage="hlo").count(" while(")
+        for one in (few, many)
     ]
     assert loops[0] < loops[1] - 1
     for one, other in zip(few(*given), many(*given), strict=True):

@@ -95,6 +95,18 @@ class TestGradients:
         start = np.array([0.5, 0.8, 0.25 + 0.7 * 0.8 * np.cos(0.1)]) @ np.linalg.inv(RIGHT).T
         check(loss, start, 0.7, 0.1, 1.0, [0.21, 0.5, 0.93])
 
+    @pytest.mark.slow
+    def test_with_a_jacobian_that_is_only_about_right(self):
+        # That of the start.
+        frozen = LEFT @ np.array([[0.0, 0.0, 0.0], [-1.0, -1.0, 1.0], [-1.0, -1.0, 1.0]]) @ RIGHT
+
+        def loss(p, t1):
+            problem = PROBLEM.remake(p=p, t_span=(0.0, t1), jacobian=lambda t, y, p: frozen)
+            options = {"dt0": 0.05, "controller": "constant", "max_steps": 64}
+            return tf.reduce_sum(tf.sin(nde.solve(problem, "trbdf2", **options).y))
+
+        check(loss, 1.0, 0.5)
+
     def test_of_a_known_solution(self):
         """0 = z - p x², x' = -z: x = 1 / (1/x0 + p t)."""
 

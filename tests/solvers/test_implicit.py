@@ -188,6 +188,26 @@ class TestJacobians:
 
         check(loss, ring_state(1, n)[0], 20.0)
 
+    @pytest.mark.parametrize(
+        ("way", "size"), [("jacobian", 12), ("jac_sparsity", 12), ("jacobian", 3)]
+    )
+    def test_gradients_of_newton_methods_do_not_depend_on_the_matrix(self, way, size):
+        """It need only be good enough for the iteration: here it lacks what is off the diagonal."""
+        diagonal = {
+            "jacobian": lambda t, y, p: tf.linalg.diag(-2.5 * p - 3.0 * y**2),
+            "jac_sparsity": np.eye(size),
+        }[way]
+
+        def loss(y0, p):
+            problem = nde.ODEProblem(ring, y0, (0.0, 0.3), p, **{way: diagonal})
+            y = nde.solve(
+                problem, "trbdf2", dt0=0.05, controller="constant", rtol=1e-11, atol=1e-11,
+                max_steps=64,
+            ).y  # fmt: skip
+            return tf.reduce_sum(tf.sin(y))
+
+        check(loss, ring_state(1, size)[0], 8.0)
+
     def test_a_field_that_joins_what_depends_on_time(self):
         """Compiled, the derivatives of a concatenation need gradients that TensorFlow lacks."""
 

@@ -118,6 +118,21 @@ def test_the_gradient_through_a_preconditioner():
     np.testing.assert_allclose(gradients[1], gradients[0], rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_gradient_that_gmres_does_not_find_is_nan():
+    """Few directions are enough for the states at loose tolerances, but not for the gradient."""
+    linear = nde.solvers.LinearSolver("krylov", size=2, restarts=1)
+    solver = nde.solvers.DiagonallyImplicit("trbdf2", linear_solver=linear)
+    y0 = tf.constant(ring_state(2, 30))
+    with tf.GradientTape() as tape:
+        tape.watch(y0)
+        problem = nde.ODEProblem(ring, y0, (0.0, 0.1), 100.0)
+        sol = nde.solve(problem, solver, batch_ndims=1, rtol=1e-2, atol=1e-2)
+        loss = tf.reduce_sum(sol.y**2)
+    assert not np.any(sol.status)
+    assert np.all(np.isnan(tape.gradient(loss, y0)))
+
+
 def test_a_solution_that_is_given():
     """A linear ring, whose systems the eigenvectors solve exactly: states and gradient."""
 
