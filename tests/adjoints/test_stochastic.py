@@ -254,7 +254,8 @@ def test_undone_steps_need_no_memory_of_them():
         largest[name] = max(math.prod(map(int, shape.split(","))) for shape in shapes)
     state = 2 * tf.size(swinging.y0).numpy()
     assert largest["reversible"] <= 4 * state
-    assert largest["discrete"] >= 64 * state
+    # Checkpoints and the record of a segment, but no noise of a thousand steps.
+    assert 64 * state <= largest["discrete"] <= 128 * state
 
 
 def test_rows_that_end_early_or_fail_are_undone_too():

@@ -1,10 +1,13 @@
 """GMRES alone, and inside of implicit methods against elimination."""
 
+import types
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import keras_neuralde as nde
+from keras_neuralde.solvers.iteration_matrix import LARGE
 from keras_neuralde.solvers.krylov import gmres
 from tests.solvers.test_implicit import ring, ring_state
 
@@ -161,6 +164,20 @@ def test_preconditioners_of_a_wrong_kind():
         nde.solvers.LinearSolver("krylov", preconditioner=3.0)
     with pytest.raises(ValueError, match="must return the structure of `y`"):
         solve_with(lambda t, y, s, b: {"a": b})
+
+
+def test_who_iterates():
+    """By default large systems of which nothing is told."""
+
+    def field(size, **told):
+        told = {"jacobian": None, "sparsity": None} | told
+        return types.SimpleNamespace(size=size, implicit=types.SimpleNamespace(**told))
+
+    iterates = nde.solvers.LinearSolver().iterates
+    assert iterates(field(LARGE)) and not iterates(field(LARGE - 1))
+    assert not iterates(field(LARGE, sparsity=np.eye(LARGE)))
+    assert not nde.solvers.LinearSolver("dense").iterates(field(LARGE))
+    assert nde.solvers.LinearSolver("krylov").iterates(field(3))
 
 
 @pytest.mark.slow

@@ -419,10 +419,12 @@ class TestAdaptiveSteps:
     def test_the_path_does_not_know_the_steps(self):
         """W(T) is the same to rounding at any tolerance, and has the right law."""
         equation = problem(Geometric, "scalar", rows=4000)
-        ends = [
-            nde.solve(equation, "sosri", rtol=tol, atol=tol, batch_ndims=1, seed=6).y[:, 1].numpy()
+        found = [
+            nde.solve(equation, "sosri", rtol=tol, atol=tol, batch_ndims=1, seed=6)
             for tol in (0.3, 1e-3)
         ]
+        assert np.mean(found[1].stats.num_rejected) > 0.5
+        ends = [sol.y[:, 1].numpy() for sol in found]
         np.testing.assert_allclose(*ends, atol=1e-12)
         assert stats.kstest(ends[1], "norm").pvalue > 1e-3
 
@@ -624,6 +626,18 @@ def test_backwards_along_the_same_path():
     np.testing.assert_allclose(back[:, 0], 1.0, atol=0.01)
     again = nde.solve(there.remake(y0=end, t_span=(1.0, 0.0)), "reversible_heun", **keywords).y
     np.testing.assert_allclose(again[:, 0], 1.0, atol=0.01)
+
+
+def test_backwards_with_adaptive_steps():
+    """There and back along one path, each way with steps of its own; noise that is additive."""
+    keywords = {"rtol": 1e-6, "atol": 1e-6, "batch_ndims": 1, "seed": 15}
+    there = problem(Additive, "additive", rows=100)
+    end = nde.solve(there, "sra1", **keywords)
+    back = nde.solve(there.remake(y0=end.y, t_span=Additive.span[::-1]), "sra1", **keywords)
+    assert np.any(back.stats.num_steps != end.stats.num_steps)
+    np.testing.assert_allclose(back.y[:, 1], Additive.y0[1], atol=1e-12)
+    np.testing.assert_allclose(back.y[:, 0], Additive.y0[0], atol=1e-3)
+    assert np.all(np.abs(end.y[:, 0] - Additive.y0[0]) > 0.0)
 
 
 def test_a_failed_trajectory_is_alone():
