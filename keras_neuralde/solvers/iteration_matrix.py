@@ -135,24 +135,27 @@ def solve_transposed(g, at, matrix, scale, b):
         return first
     double = b.dtype == tf.float64
     small, rounding = (1e-10, 1e-13) if double else (1e-5, 1e-5)
+    # Rows at rest ask for nothing, wherever they are.
+    nothing = tf.equal(norm(b), 0.0)
 
     def judged(x):
         pulled = g.pull(*at, scale * x)
         kept = times_mass(g, x, transpose=True)
-        size = norm(kept) + norm(pulled)
         residual = b - kept + pulled
-        return residual, norm(residual) <= small * norm(b) + rounding * size
+        left, size = norm(residual), norm(kept) + norm(pulled)
+        good = nothing | (left <= small * norm(b) + rounding * size)
+        return residual, good, tf.reduce_any(~good & tf.math.is_finite(left))
 
-    def mend(count, x, residual, done):
-        x += tf.where(done[:, None], tf.zeros_like(x), matrix.solve_transposed(residual))
+    def mend(count, x, residual, good, _):
+        x += tf.where(good[:, None], tf.zeros_like(x), matrix.solve_transposed(residual))
         return count + 1, x, *judged(x)
 
-    *_, x, _, done = tf.while_loop(
-        lambda count, x, residual, done: (count < _MENDS) & ~tf.reduce_all(done),
+    _, x, _, good, _ = tf.while_loop(
+        lambda count, x, residual, good, more: (count < _MENDS) & more,
         mend,
         (0, first, *judged(first)),
     )
-    return tf.where(done[:, None], x, tf.constant(float("nan"), x.dtype))
+    return tf.where(good[:, None], x, tf.constant(float("nan"), x.dtype))
 
 
 class IterationMatrix:

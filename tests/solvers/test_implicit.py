@@ -208,6 +208,29 @@ class TestJacobians:
 
         check(loss, ring_state(1, size)[0], 8.0)
 
+    @pytest.mark.slow
+    def test_a_failed_row_sends_nothing_with_a_jacobian_that_is_only_about_right(self):
+        def gradient(start):
+            y0 = tf.constant(start, tf.float64)
+            with tf.GradientTape() as tape:
+                tape.watch(y0)
+                problem = nde.ODEProblem(
+                    lambda t, y, p: y * y, y0, (0.0, 1.0), jacobian=lambda t, y, p: y[..., None]
+                )
+                sol = nde.solve(problem, "trbdf2", batch_ndims=1, max_steps=128, throw=False)
+                y = tf.where(tf.math.is_finite(sol.y), sol.y, 0.0)
+                loss = tf.reduce_sum(y**2)
+            return sol.status.numpy(), tape.gradient(loss, y0).numpy()
+
+        status, found = gradient([[0.5], [3.0], [0.2]])
+        assert status[1] != 0 and status[0] == status[2] == 0
+        _, alone = gradient([[0.5], [0.1], [0.2]])
+        np.testing.assert_allclose(found[[0, 2]], alone[[0, 2]], rtol=1e-12)
+        # d/dy0 of y(1)² with y(1) = y0 / (1 - y0).
+        start = np.array([0.5, 0.2])
+        np.testing.assert_allclose(found[[0, 2], 0], 2 * start / (1 - start) ** 3, rtol=2e-2)
+        assert found[1] == 0.0
+
     def test_a_field_that_joins_what_depends_on_time(self):
         """Compiled, the derivatives of a concatenation need gradients that TensorFlow lacks."""
 
