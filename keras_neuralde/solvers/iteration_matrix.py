@@ -133,29 +133,31 @@ def solve_transposed(g, at, matrix, scale, b):
     told = g.implicit.jacobian is not None or g.implicit.sparsity is not None
     if not told and not isinstance(matrix, GivenMatrix):
         return first
-    double = b.dtype == tf.float64
-    small, rounding = (1e-10, 1e-13) if double else (1e-5, 1e-5)
-    # Rows at rest ask for nothing, wherever they are.
-    nothing = tf.equal(norm(b), 0.0)
+    small = 1e-10 if b.dtype == tf.float64 else 1e-5
 
-    def judged(x):
+    def lacking(x):
         pulled = g.pull(*at, scale * x)
-        kept = times_mass(g, x, transpose=True)
-        residual = b - kept + pulled
-        left, size = norm(residual), norm(kept) + norm(pulled)
-        good = nothing | (left <= small * norm(b) + rounding * size)
-        return residual, good, tf.reduce_any(~good & tf.math.is_finite(left))
+        more = matrix.solve_transposed(b - times_mass(g, x, transpose=True) + pulled)
+        # Rows at rest ask for nothing, wherever they are.
+        return tf.where(tf.equal(norm(b), 0.0)[:, None], tf.zeros_like(x), more)
 
-    def mend(count, x, residual, good, _):
-        x += tf.where(good[:, None], tf.zeros_like(x), matrix.solve_transposed(residual))
-        return count + 1, x, *judged(x)
+    def mend(count, x, more, _):
+        x += more
+        rest = lacking(x)
+        size = norm(rest)
+        # Rounding may end it before.
+        shrinks = (size < norm(more)) | (size > 1e4 * small * norm(x))
+        goes_on = (size > small * norm(x)) & shrinks & tf.math.is_finite(size)
+        return count + 1, x, rest, tf.reduce_any(goes_on)
 
-    _, x, _, good, _ = tf.while_loop(
-        lambda count, x, residual, good, more: (count < _MENDS) & more,
+    more = lacking(first)
+    _, x, more, _ = tf.while_loop(
+        lambda count, x, more, goes_on: (count < _MENDS) & goes_on,
         mend,
-        (0, first, *judged(first)),
+        (0, first, more, tf.reduce_any(norm(more) > small * norm(first))),
     )
-    return tf.where(good[:, None], x, tf.constant(float("nan"), x.dtype))
+    good = norm(more) <= 1e4 * small * norm(x)
+    return tf.where(good[:, None], x + more, tf.constant(float("nan"), x.dtype))
 
 
 class IterationMatrix:
